@@ -1,0 +1,1 @@
+"""One module per verb: take plain values, call the rooms below, render, return an exit code."""

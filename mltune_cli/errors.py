@@ -1,0 +1,60 @@
+"""The one exception base, and the exit codes that every command answers with."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a finished `mltune` process tells its caller.
+
+    A run that differs is a result (`NEGATIVE`); a run that failed is no verdict (`NO_VERDICT`), so
+    that `git bisect run` skips it instead of blaming a commit.
+    """
+
+    OK = 0
+    NEGATIVE = 1
+    USAGE = 2
+    NO_VERDICT = 125
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class MltuneError(Exception):
+    """Base of every error that is shown as one sentence; the exit code travels with it."""
+
+    exit_code: ExitCode = ExitCode.NO_VERDICT
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class UsageError(MltuneError):
+    """The user's input is wrong: a flag, a recipe, a data row, a folder."""
+
+    exit_code = ExitCode.USAGE
+
+
+class RecipeValueError(UsageError):
+    """A recipe value that cannot work, named by its dotted key.
+
+    Raised where only the key is known; `place` puts the file and line (or the flag) in front.
+    """
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key = key
+        self.problem = problem
+
+
+class NoVerdictError(MltuneError):
+    """Something failed that is not the user's input, so nothing can be said about the result."""
+
+    exit_code = ExitCode.NO_VERDICT
+
+
+class StoppedBySignalError(MltuneError):
+    """A Ctrl-C or a SIGTERM ended the command."""
+
+    def __init__(self, exit_code: ExitCode) -> None:
+        super().__init__("interrupted" if exit_code is ExitCode.INTERRUPTED else "terminated")
+        self.exit_code = exit_code

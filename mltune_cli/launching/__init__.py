@@ -1,0 +1,1 @@
+"""Child processes: their environment, their start, their event stream. No torch here."""

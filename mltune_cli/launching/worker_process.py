@@ -1,0 +1,123 @@
+"""A worker in a process of its own: started, listened to, stopped."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+
+from mltune_cli.errors import MltuneError, NoVerdictError, UsageError
+from mltune_cli.launching.environment import worker_environment
+from mltune_cli.launching.events import Event, Failed, parse_event
+from mltune_cli.launching.job import TrainingJob
+
+_TAIL_LINES = 20
+_GRACE_SECONDS = 5.0
+
+
+class WorkerProcess:
+    """One running worker.
+
+    Its events come from a pipe of their own; what it and its libraries print goes to `on_output`
+    line by line, and the last lines are kept for the explanation of a crash.
+
+    Args:
+        job: what to train.
+        on_output: called from a thread of its own with each printed line.
+        inherited: the environment to start from; None is this process's own.
+    """
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        on_output: Callable[[str], None],
+        inherited: Mapping[str, str] | None = None,
+    ) -> None:
+        self._on_output = on_output
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        read_end, write_end = os.pipe()
+        try:
+            # -P: the working directory is not searched for modules, so a folder that happens to
+            # hold a torch.py, or a checkout of mltune, changes nothing.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "mltune_cli.training.worker", str(write_end)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(write_end,),
+                env=worker_environment(job.recipe, os.environ if inherited is None else inherited),
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(read_end)
+            raise NoVerdictError(f"the worker could not be started: {error.strerror}") from None
+        finally:
+            os.close(write_end)
+        self._events = os.fdopen(read_end, "rb")
+        self._printer = threading.Thread(target=self._read_output, daemon=True)
+        self._printer.start()
+        with contextlib.suppress(BrokenPipeError):
+            self._send(job)
+
+    def _send(self, job: TrainingJob) -> None:
+        assert self._process.stdin is not None  # noqa: S101 - opened above
+        with self._process.stdin as stream:
+            stream.write(job.model_dump_json().encode())
+
+    def _read_output(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - opened above
+        for raw in self._process.stdout:
+            line = raw.decode("utf-8", errors="replace").rstrip("\n")
+            self._tail.append(line)
+            self._on_output(line)
+
+    def events(self) -> Iterator[Event]:
+        """Yield events until the worker ends.
+
+        Raises:
+            MltuneError: as the worker explained it.
+            NoVerdictError: the worker died without an explanation; its last lines are named.
+        """
+        failure: Failed | None = None
+        with self._events as stream:
+            for line in stream:
+                try:
+                    event = parse_event(line)
+                except ValueError:
+                    break  # the torn last line of a killed worker
+                if isinstance(event, Failed):
+                    failure = event
+                    continue
+                yield event
+        status = self._process.wait()
+        self._printer.join(timeout=_GRACE_SECONDS)
+        if failure is not None:
+            error = UsageError if failure.exit_code == UsageError.exit_code else NoVerdictError
+            raise error(failure.message)
+        if status != 0:
+            raise self._crash(status)
+
+    def _crash(self, status: int) -> MltuneError:
+        if status < 0:
+            name = signal.Signals(-status).name
+            hint = " (out of memory?)" if -status == signal.SIGKILL else ""
+            how = f"was killed by {name}{hint}"
+        else:
+            how = f"ended with status {status} and no explanation"
+        lines = "".join(f"\n  | {line}" for line in self._tail)
+        last = f"; its last lines:{lines}" if lines else ""
+        return NoVerdictError(f"the worker {how}{last}")
+
+    def stop(self) -> None:
+        """End the worker and everything it started; safe to call twice."""
+        for wanted in (signal.SIGTERM, signal.SIGKILL):
+            if self._process.poll() is not None:
+                break
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, wanted)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=_GRACE_SECONDS)
+        self._printer.join(timeout=_GRACE_SECONDS)

@@ -1,0 +1,1 @@
+"""Runs compared with runs. Standard library and numpy on raw tensor bytes."""

@@ -1,0 +1,45 @@
+"""`repro_output/`: marked as ours, so that it may be replaced without asking."""
+
+import shutil
+from pathlib import Path
+
+from mltune_cli.errors import UsageError
+from mltune_cli.reproduction.report import ReproductionReport
+from mltune_cli.run_folder import ADAPTER, LAST_LOSS, MODEL, TRAINING_LOG
+
+MARK = ".mltune-repro-output"
+REPORT_JSON = "report.json"
+
+
+def claim_output_folder(folder: Path) -> None:
+    """Make the folder, empty but for its mark.
+
+    Raises:
+        UsageError: it holds something that no `repro-check` wrote, or cannot be written.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder}: is a file; choose another --output")
+        if folder.is_dir() and any(folder.iterdir()):
+            if not (folder / MARK).is_file():
+                raise UsageError(
+                    f"{folder}: holds files that repro-check did not write; "
+                    "choose another --output, or empty it"
+                )
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARK).write_text("Written by mltune repro-check, which may replace it.\n")
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def publish(folder: Path, report: ReproductionReport) -> None:
+    """Write the report, and put the first run's artifacts at the top, where CI jobs look."""
+    (folder / REPORT_JSON).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    first = folder / "run-1"
+    for name in (TRAINING_LOG, LAST_LOSS):
+        if (first / name).is_file():
+            shutil.copyfile(first / name, folder / name)
+    for name in (ADAPTER, MODEL):
+        if (first / name).is_dir():
+            shutil.copytree(first / name, folder / name)

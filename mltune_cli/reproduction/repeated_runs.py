@@ -1,0 +1,181 @@
+"""One recipe, run several times in fresh processes, compared while it runs."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mltune_cli.errors import MltuneError, NoVerdictError, UsageError
+from mltune_cli.launching.events import Event, StepDone, Witnessed
+from mltune_cli.launching.job import TrainingJob
+from mltune_cli.launching.worker_process import WorkerProcess
+from mltune_cli.manifest import Manifest, read_manifest
+from mltune_cli.reproduction.comparison import StreamComparison, compare_files
+from mltune_cli.reproduction.report import FirstDifference, ReproductionReport, RunOutcome
+from mltune_cli.run_folder import ADAPTER, EVALUATION_LOG, MODEL, TRAINING_LOG, WITNESS_LOG
+from mltune_cli.witness.record import WitnessRecord
+
+
+@dataclass
+class _Run:
+    """One of the compared runs, while it goes on."""
+
+    number: int
+    folder: Path
+    worker: WorkerProcess | None = None
+    done: bool = False
+    steps: int = 0
+    last_loss: float | None = None
+    error: MltuneError | None = None
+
+    def outcome(self) -> RunOutcome:
+        failed = self.error is not None
+        status = "failed" if failed else "finished" if self.done else "stopped"
+        return RunOutcome(
+            number=self.number, folder=str(self.folder), status=status, steps=self.steps,
+            last_loss=self.last_loss, error=self.error.message if self.error else None,
+        )  # fmt: skip
+
+
+@dataclass
+class RepeatedRuns:
+    """Runs a job several times and compares the digests as they arrive.
+
+    Attributes:
+        job: the training job; its output folder is replaced by each run's own.
+        folder: where `run-1`, `run-2`, ... are made.
+        run_count: at least 2.
+        slots: environment variables of the runs that may go on side by side.
+        inherited: the environment to start from.
+        timeout_seconds: after which there is no verdict; None waits for ever.
+        on_event: called with the run's number (from 1) and each event.
+        on_output: called with the run's number and each line that a worker prints.
+    """
+
+    job: TrainingJob
+    folder: Path
+    run_count: int
+    slots: list[dict[str, str]]
+    inherited: Mapping[str, str]
+    timeout_seconds: float | None
+    on_event: Callable[[int, Event], None]
+    on_output: Callable[[int, str], None]
+    _inbox: "queue.Queue[tuple[_Run, Event | MltuneError | None]]" = field(
+        default_factory=queue.Queue
+    )
+
+    def check(self) -> ReproductionReport:
+        """Run and compare.
+
+        Raises:
+            UsageError: recipe, data or model cannot be used.
+        """
+        started = time.monotonic()
+        runs = [_Run(n, self.folder / f"run-{n}") for n in range(1, self.run_count + 1)]
+        comparison = StreamComparison(self.run_count)
+        reason = None
+        try:
+            difference = self._run_all(runs, comparison, started)
+            if difference is None:
+                difference = comparison.missing_step() or self._compare_finished(runs)
+        except UsageError:
+            raise
+        except NoVerdictError as error:
+            difference, reason = None, error.message
+        finally:
+            for run in runs:
+                if run.worker is not None:
+                    run.worker.stop()
+        manifest = _manifest_or_none(runs[0].folder)
+        verdict = "different" if difference else "no_verdict" if reason else "reproducible"
+        return ReproductionReport(
+            verdict=verdict,
+            recipe_name=self.job.recipe_name,
+            recipe_digest=manifest.recipe_digest if manifest else None,
+            environment_class=manifest.environment_class if manifest else None,
+            compared_steps=comparison.compared_steps,
+            first_difference=difference,
+            reason=reason,
+            runs=[run.outcome() for run in runs],
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    def _run_all(
+        self, runs: list[_Run], comparison: StreamComparison, started: float
+    ) -> FirstDifference | None:
+        """Keep every slot busy until all runs are done; return at the first difference."""
+        waiting = list(runs)
+        free = list(self.slots)
+        held: dict[int, dict[str, str]] = {}
+        while waiting or held:
+            while waiting and free:
+                run = waiting.pop(0)
+                held[run.number] = free.pop(0)
+                self._start(run, held[run.number])
+            run, message = self._next_message(started)
+            if message is None:
+                run.done = run.error is None
+                free.append(held.pop(run.number))
+                continue
+            if isinstance(message, MltuneError):
+                run.error = message
+                if isinstance(message, UsageError):
+                    raise message
+                raise NoVerdictError(f"run {run.number} failed: {message.message}")
+            difference = self._take_event(run, message, comparison)
+            if difference is not None:
+                return difference
+        return None
+
+    def _next_message(self, started: float) -> tuple[_Run, Event | MltuneError | None]:
+        remaining = None
+        if self.timeout_seconds is not None:
+            remaining = max(0.0, started + self.timeout_seconds - time.monotonic())
+        try:
+            return self._inbox.get(timeout=remaining)
+        except queue.Empty:
+            raise NoVerdictError(
+                f"the runs were not done after --timeout {self.timeout_seconds:g} seconds"
+            ) from None
+
+    def _take_event(
+        self, run: _Run, event: Event, comparison: StreamComparison
+    ) -> FirstDifference | None:
+        self.on_event(run.number, event)
+        if isinstance(event, Witnessed):
+            record = WitnessRecord.from_fields(event.record)
+            return comparison.add(run.number - 1, record)
+        if isinstance(event, StepDone):
+            run.steps, run.last_loss = event.step, event.loss
+        return None
+
+    def _start(self, run: _Run, slot: Mapping[str, str]) -> None:
+        recipe = self.job.recipe.with_values({"output_dir": str(run.folder)})
+        job = self.job.model_copy(update={"recipe": recipe})
+        run.worker = WorkerProcess(
+            job, lambda line: self.on_output(run.number, line), {**self.inherited, **slot}
+        )
+        threading.Thread(target=self._listen, args=(run, run.worker), daemon=True).start()
+
+    def _listen(self, run: _Run, worker: WorkerProcess) -> None:
+        try:
+            for event in worker.events():
+                self._inbox.put((run, event))
+        except MltuneError as error:
+            self._inbox.put((run, error))
+        finally:
+            self._inbox.put((run, None))
+
+    def _compare_finished(self, runs: list[_Run]) -> FirstDifference | None:
+        last = runs[0].steps
+        names = (TRAINING_LOG, WITNESS_LOG, EVALUATION_LOG, ADAPTER, MODEL)
+        return compare_files([run.folder for run in runs], dict.fromkeys(names, last))
+
+
+def _manifest_or_none(folder: Path) -> Manifest | None:
+    try:
+        return read_manifest(folder)
+    except UsageError:
+        return None

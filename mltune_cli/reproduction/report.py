@@ -1,0 +1,102 @@
+"""The result of `repro-check`, as it is written to `report.json`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mltune_cli.errors import ExitCode
+
+REPORT_SCHEMA = "mltune.report/1"
+Verdict = Literal["reproducible", "different", "no_verdict"]
+
+STAGE_MEANINGS = {
+    "model": "the base model's weights were not the same",
+    "batch": "the rows or their tokens were not the same",
+    "rng": "the random number generators were not in the same state",
+    "loss": "the forward pass gave another loss from the same rows",
+    "gradients": "the backward pass gave other gradients from the same loss",
+    "clipped_gradients": "clipping gave other gradients",
+    "hyperparameters": "the optimizer's settings were not the same",
+    "optimizer": "the optimizer's state was not the same after the step",
+    "parameters": "the trained parameters were not the same after the step",
+    "missing": "one run took the step and the other did not",
+}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FirstDifference(_Frozen):
+    """The first place at which two runs part.
+
+    Attributes:
+        step: optimizer step; 0 is the state before the first.
+        stage: the first stage of that step that differs.
+        stages: every stage of that step that differs, in the order of computation.
+        runs: the two runs, counted from 1.
+        values: the digests of `stage` in the two runs.
+    """
+
+    step: int
+    stage: str
+    stages: list[str]
+    runs: tuple[int, int]
+    values: tuple[str, str] | None
+
+    @property
+    def meaning(self) -> str:
+        """What it means that this stage differs first."""
+        if self.step == 0 and self.stage == "parameters":
+            return "the adapter did not start from the same values"
+        return STAGE_MEANINGS.get(self.stage, "the finished runs' files are not the same")
+
+
+class RunOutcome(_Frozen):
+    """How one of the compared runs ended.
+
+    Attributes:
+        status: finished; stopped, when a difference made the rest pointless; failed.
+        steps: steps whose digests arrived.
+        error: what stopped a failed run.
+    """
+
+    number: int
+    folder: str
+    status: Literal["finished", "stopped", "failed"]
+    steps: int
+    last_loss: float | None
+    error: str | None
+
+
+class ReproductionReport(_Frozen):
+    """What `repro-check` found.
+
+    Attributes:
+        compared_steps: the last step whose digests were equal in all runs.
+        first_difference: where runs parted; None unless the verdict is `different`.
+        reason: why there is no verdict; None unless the verdict is `no_verdict`.
+        seconds: wall time of the whole check.
+    """
+
+    schema_name: Literal["mltune.report/1"] = REPORT_SCHEMA
+    verdict: Verdict
+    recipe_name: str
+    recipe_digest: str | None
+    environment_class: str | None
+    compared_steps: int
+    first_difference: FirstDifference | None
+    reason: str | None
+    runs: list[RunOutcome]
+    seconds: float
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The exit code that this verdict answers with."""
+        return {
+            "reproducible": ExitCode.OK,
+            "different": ExitCode.NEGATIVE,
+            "no_verdict": ExitCode.NO_VERDICT,
+        }[self.verdict]

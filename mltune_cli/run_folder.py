@@ -1,0 +1,141 @@
+"""The run folder: its files, who may write into it, and its logs."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any, TextIO
+
+from mltune_cli.errors import NoVerdictError, UsageError
+from mltune_cli.manifest import MANIFEST_FILE
+
+TRAINING_LOG, WITNESS_LOG = "training_log.jsonl", "witness.jsonl"
+EVALUATION_LOG, TIMINGS_LOG = "evaluation_log.jsonl", "timings.jsonl"
+LAST_LOSS, CHECKPOINTS = "last_loss.txt", "checkpoints"
+ADAPTER, MODEL = "adapter", "model"
+RUN_ENTRIES = frozenset(
+    {
+        MANIFEST_FILE, TRAINING_LOG, WITNESS_LOG, EVALUATION_LOG, TIMINGS_LOG, LAST_LOSS,
+        CHECKPOINTS, ADAPTER, MODEL, "best",
+    }
+)  # fmt: skip
+
+
+def require_writable_target(folder: Path, overwrite: bool) -> None:
+    """Refuse an output folder before anything expensive starts; nothing is changed.
+
+    Args:
+        folder: the run folder that is wanted.
+        overwrite: whether an earlier run in it may be replaced.
+
+    Raises:
+        UsageError: it is a file, it holds another run or something else, or cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file, and a run needs a folder; choose another")
+    entries = _entries(folder)
+    if not entries:
+        _require_writable(folder)
+        return
+    if MANIFEST_FILE not in entries:
+        raise UsageError(
+            f"{folder}: holds {entries[0]}, which is no run of mltune; choose an empty folder"
+        )
+    strange = [name for name in entries if name not in RUN_ENTRIES]
+    if strange:
+        raise UsageError(
+            f"{folder}: holds a run and also {strange[0]}, which mltune did not write; "
+            "move it away, or choose another folder"
+        )
+    if not overwrite:
+        raise UsageError(
+            f"{folder}: holds another run; pass --overwrite to replace it, or choose another folder"
+        )
+    _require_writable(folder)
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def _require_writable(folder: Path) -> None:
+    """Find the nearest folder that exists, and ask whether something can be made in it."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    probe = existing / f".mltune-probe-{id(folder)}"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def claim_folder(folder: Path, overwrite: bool) -> None:
+    """Make the run folder, empty; called when recipe, data and model have been found good.
+
+    Raises:
+        UsageError: as `require_writable_target`.
+    """
+    require_writable_target(folder, overwrite)
+    try:
+        for name in _entries(folder):
+            entry = folder / name
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def claim_next_folder(base: Path, stem: str) -> Path:
+    """Make and return the next free `<base>/<stem>-NNN`; two processes never get the same.
+
+    Raises:
+        UsageError: `base` cannot be written.
+    """
+    pattern = re.compile(re.escape(stem) + r"-(\d+)")
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        while True:
+            taken = [int(m[1]) for p in base.iterdir() if (m := pattern.fullmatch(p.name))]
+            folder = base / f"{stem}-{max(taken, default=0) + 1:03d}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise UsageError(f"{base}: cannot be written: {error.strerror}") from None
+
+
+class JsonLog:
+    """A file of JSON lines, written through at once, so that a kill leaves whole lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stream: TextIO = path.open("a", encoding="utf-8", newline="\n")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one object.
+
+        Raises:
+            NoVerdictError: the disk is full or gone.
+        """
+        self.write_line(json.dumps(record, separators=(",", ":")))
+
+    def write_line(self, line: str) -> None:
+        """Append one line that is JSON already."""
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise NoVerdictError(f"{self._path}: cannot be written: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()

@@ -1,0 +1,129 @@
+"""What is trained: an adapter put on the base model by peft, or the model itself; and its files."""
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from mltune_cli.errors import RecipeValueError
+from mltune_cli.randomness import derived_seed
+from mltune_cli.recipe.schema import Recipe
+from mltune_cli.training.determinism import seed_all
+from mltune_cli.training.model import BaseModel
+
+ADAPTER_FOLDER, MODEL_FOLDER = "adapter", "model"
+
+
+def prepare_trainable(base: BaseModel, recipe: Recipe) -> torch.nn.Module:
+    """Return the network with its trained parameters in float32 and the others frozen.
+
+    The seed is set before the adapter is made: an adapter that starts from an unseeded generator
+    is the commonest reason why two runs with one seed differ.
+
+    Raises:
+        RecipeValueError: `adapter.target_modules` names modules that the model does not have.
+    """
+    section = recipe.adapter
+    # peft and transformers write this name into the files: an id, never a path of this machine.
+    base.model.name_or_path = base.model.config._name_or_path = base.name
+    if recipe.train.activation_checkpointing:
+        base.model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": True}
+        )
+    if section.method == "full":
+        return base.model
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=section.rank,
+        lora_alpha=section.alpha,
+        lora_dropout=section.dropout,
+        target_modules=section.target_modules,
+        use_rslora=section.method == "rslora",
+        use_dora=section.method == "dora",
+        base_model_name_or_path=base.name,
+        revision=base.revision,
+    )
+    seed_all(derived_seed(recipe.reproducibility.seed, "adapter"))
+    try:
+        return get_peft_model(base.model, config, autocast_adapter_dtype=True)
+    except ValueError as error:
+        raise RecipeValueError("adapter.target_modules", str(error).splitlines()[0]) from None
+
+
+def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the trained parameters by name, sorted: the order of sums and digests."""
+    return {
+        name: parameter
+        for name, parameter in sorted(model.named_parameters())
+        if parameter.requires_grad
+    }
+
+
+def save_trained(
+    folder: Path, model: torch.nn.Module, base: BaseModel, recipe: Recipe, metadata: dict[str, Any]
+) -> Path:
+    """Write what was trained below `folder`: `adapter/` in peft's format, or `model/`.
+
+    Only content goes into these files, no path, time or host, so that equal training gives equal
+    bytes.
+
+    Args:
+        folder: the run folder.
+        model: as returned by `prepare_trainable`.
+        base: the model before training.
+        recipe: resolved.
+        metadata: further entries of `metadata.json`.
+
+    Returns:
+        The folder that was written.
+    """
+    if recipe.adapter.method == "full":
+        target = folder / MODEL_FOLDER
+        target.mkdir()
+        model.save_pretrained(target, safe_serialization=True)
+        base.tokenizer.save_pretrained(target)
+        saved_keys = sorted(name for name, _ in model.named_parameters())
+    else:
+        target = folder / ADAPTER_FOLDER
+        target.mkdir()
+        tensors = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in sorted(get_peft_model_state_dict(model).items())
+        }
+        save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = model.peft_config["default"].to_dict() | {"inference_mode": True}
+        _write_json(target / "adapter_config.json", config)
+        saved_keys = list(tensors)
+    train = recipe.train
+    _write_json(
+        target / "metadata.json",
+        {
+            "model_name_or_path": base.name,
+            "model_digest": base.digest,
+            "max_steps": train.max_steps,
+            "batch_size": train.micro_batch_size * train.micro_batches_per_step,
+            "seed": recipe.reproducibility.seed,
+            "recipe_digest": recipe.bits_digest(),
+            **metadata,
+            "saved_keys": saved_keys,
+        },
+    )
+    return target
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    text = json.dumps(value, indent=2, sort_keys=True, default=_plain)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: object) -> object:
+    """Spell what JSON has no word for; sets are sorted, their order follows the hash seed."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, Enum):
+        return value.value
+    raise TypeError(f"{type(value).__name__} has no JSON spelling")

@@ -1,0 +1,180 @@
+"""Row formats: from a row's fields to what is trained on. A row is never trained on a guess."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mltune_cli.errors import UsageError
+from mltune_cli.training.data.sources import Fields, SourceRow
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation; `role` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns to be rendered by the tokenizer's chat template."""
+
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """Text to be continued: the completion is what is learned. A plain text has no prompt."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row that was understood: its format's name, its place, and what it says."""
+
+    format: str
+    place: str
+    content: Conversation | Document
+
+
+_ANSWERS = ("completion", "response", "answer", "output", "label", "chosen", "rejected")
+
+
+def read_example(row: SourceRow, named_format: str) -> Example:
+    """Understand one row.
+
+    Args:
+        row: the fields, and the place that an error names.
+        named_format: `data.format` of the recipe; `auto` tells the format by the fields.
+
+    Raises:
+        UsageError: no format fits, several do, or a field is not what the format says.
+    """
+    name = named_format if named_format != "auto" else _detected(row)
+    required = () if name == "text" else _REQUIRED[name]
+    missing = [field for field in required if row.fields.get(field) is None]
+    if missing:
+        raise UsageError(
+            f"{row.place}: {name} rows need {_listed(missing)}; this one has {_listed(row.fields)}"
+        )
+    return Example(name, row.place, _READERS[name](row))
+
+
+def _detected(row: SourceRow) -> str:
+    fields = {name for name, value in row.fields.items() if value is not None}
+    fits = [name for name, required in _REQUIRED.items() if fields.issuperset(required)]
+    # `prompt` or `input` alone is text; beside an answer of any name it would be half a row.
+    alone = [name for name in ("prompt", "input") if name in fields]
+    if not fits and len(alone) == 1 and not fields.intersection((*_ANSWERS, "instruction")):
+        return "text"
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        raise UsageError(
+            f"{row.place}: fits the formats {_listed(fits)} at once; name one with data.format"
+        )
+    raise UsageError(
+        f"{row.place}: no usable fields: has {_listed(row.fields)}; a row needs text, or "
+        "prompt + completion, messages, instruction + output, conversations, question + answer"
+    )
+
+
+def _text(row: SourceRow) -> Document:
+    for name in ("text", "prompt", "input"):
+        if row.fields.get(name) is not None:
+            return Document("", _string(row, name))
+    raise UsageError(f"{row.place}: text rows need text; this one has {_listed(row.fields)}")
+
+
+def _prompt_completion(row: SourceRow) -> Document | Conversation:
+    prompt, completion = row.fields["prompt"], row.fields["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return _conversation(row, [*prompt, *completion], "prompt", "role", "content", {})
+    return Document(_string(row, "prompt", may_be_empty=True), _string(row, "completion"))
+
+
+def _messages(row: SourceRow) -> Conversation:
+    return _conversation(row, row.fields["messages"], "messages", "role", "content", {})
+
+
+def _sharegpt(row: SourceRow) -> Conversation:
+    roles = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+    turns = row.fields["conversations"]
+    return _conversation(row, turns, "conversations", "from", "value", roles)
+
+
+def _alpaca(row: SourceRow) -> Conversation:
+    question = _string(row, "instruction")
+    if row.fields.get("input"):
+        question = f"{question}\n\n{_string(row, 'input')}"
+    system = [Turn("system", _string(row, "system"))] if row.fields.get("system") else []
+    return Conversation(
+        (*system, Turn("user", question), Turn("assistant", _string(row, "output")))
+    )
+
+
+def _question_answer(row: SourceRow) -> Conversation:
+    return Conversation(
+        (Turn("user", _string(row, "question")), Turn("assistant", _string(row, "answer")))
+    )
+
+
+def _conversation(
+    row: SourceRow,
+    messages: Any,
+    field: str,
+    role_key: str,
+    content_key: str,
+    roles: Mapping[str, str],
+) -> Conversation:
+    if not isinstance(messages, list) or not messages:
+        raise UsageError(f"{row.place}: {field} must be a list of at least one message")
+    turns = []
+    for index, message in enumerate(messages):
+        where = f"{field}[{index}]"
+        if not isinstance(message, Mapping) or not {role_key, content_key} <= set(message):
+            raise UsageError(f"{row.place}: {where} must have {role_key} and {content_key}")
+        role = roles.get(message[role_key], message[role_key])
+        if role not in ("system", "user", "assistant", "tool"):
+            raise UsageError(f"{row.place}: {where}: {role_key} {role!r} is not known")
+        content = message[content_key]
+        if not isinstance(content, str):
+            raise UsageError(f"{row.place}: {where}: {content_key} must be text")
+        turns.append(Turn(role, content))
+    if not any(turn.role == "assistant" and turn.content for turn in turns):
+        raise UsageError(f"{row.place}: {field} has no assistant turn, so nothing to learn")
+    return Conversation(tuple(turns))
+
+
+def _string(row: SourceRow, name: str, may_be_empty: bool = False) -> str:
+    value = row.fields[name]
+    if not isinstance(value, str):
+        raise UsageError(f"{row.place}: {name} must be text, not {type(value).__name__}")
+    if not value.strip() and not may_be_empty:
+        raise UsageError(f"{row.place}: {name} is empty")
+    return value
+
+
+def _listed(names: Fields | list[str]) -> str:
+    return ", ".join(map(str, names)) or "nothing"
+
+
+_READERS: dict[str, Callable[[SourceRow], Conversation | Document]] = {
+    "text": _text,
+    "prompt_completion": _prompt_completion,
+    "messages": _messages,
+    "alpaca": _alpaca,
+    "sharegpt": _sharegpt,
+    "question_answer": _question_answer,
+}
+_REQUIRED: dict[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "prompt_completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "alpaca": ("instruction", "output"),
+    "sharegpt": ("conversations",),
+    "question_answer": ("question", "answer"),
+}

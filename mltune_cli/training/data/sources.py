@@ -1,0 +1,237 @@
+"""Where rows come from: a file, a folder of shards, the bundled data set, or a hub id.
+
+Reading is streaming: a row at a time, with the place (file and line) that an error will name.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import xxhash
+from pyarrow import ArrowException
+
+from mltune_cli.bundled import BUNDLED_PREFIX, bundled_data
+from mltune_cli.digests import canonical_json, file_digest, json_digest
+from mltune_cli.errors import RecipeValueError, UsageError
+from mltune_cli.recipe.layers import DATA_SUFFIXES
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A row's fields as they stand in the file, and where that is."""
+
+    place: str
+    fields: Fields
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Rows in local files, read in the order of their names."""
+
+    name: str
+    files: tuple[Path, ...]
+
+    def digest(self) -> str:
+        """Return the digest of the files' bytes, in order; their names do not count."""
+        digests = [file_digest(path) for path in self.files]
+        return digests[0] if len(digests) == 1 else json_digest(digests)
+
+    def rows(self) -> Iterator[SourceRow]:
+        """Read every row.
+
+        Raises:
+            UsageError: a file that is empty or unreadable, a line that is no row.
+        """
+        for path in self.files:
+            count = 0
+            try:
+                for row in _READERS[path.suffix](path):
+                    count += 1
+                    yield row
+            except OSError as error:
+                raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
+            if not count:
+                raise UsageError(f"{path}: is empty; a data file needs at least one row")
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Rows of a data set on the hub, through the `datasets` library."""
+
+    name: str
+    revision: str | None
+    split: str
+
+    def _load(self) -> Any:
+        from datasets import load_dataset
+
+        try:
+            return load_dataset(self.name, revision=self.revision, split=self.split)
+        except Exception as error:  # noqa: BLE001
+            # `datasets` raises a dozen types, from ValueError to ConnectionError, for what a user
+            # sees as one thing: the name does not lead to rows.
+            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UsageError(
+                f"{self.name}: is neither a file or folder here nor a hub data set with a split "
+                f"{self.split} that can be loaded: {first_line}"
+            ) from None
+
+    def digest(self) -> str:
+        """Return the digest of the rows' contents: a hub's files may change under one name."""
+        state = xxhash.xxh3_128()
+        for fields in self._load():
+            state.update(canonical_json(fields).encode() + b"\n")
+        return "xxh3_128:" + state.hexdigest()
+
+    def rows(self) -> Iterator[SourceRow]:
+        """Read every row.
+
+        Raises:
+            UsageError: the data set cannot be loaded.
+        """
+        for number, fields in enumerate(self._load(), start=1):
+            yield SourceRow(f"{self.name} ({self.split}) row {number}", fields)
+
+
+def find_source(key: str, name: str, revision: str | None) -> FileSource | HubSource:
+    """Tell what a recipe's `data.train` or `data.validation` names.
+
+    Args:
+        key: the recipe key, for the error and for the hub split it implies.
+        name: a path, a bundled name, or a hub id, optionally `org/name:split`.
+        revision: branch, tag or commit of a hub data set.
+
+    Raises:
+        RecipeValueError: the name leads nowhere, or to a folder without data files.
+    """
+    if name.startswith(BUNDLED_PREFIX):
+        path = bundled_data(name)
+        return FileSource(str(path), (path,))
+    path = Path(name)
+    if path.is_dir():
+        files = tuple(sorted(p for p in path.rglob("*") if p.suffix in DATA_SUFFIXES))
+        if not files:
+            raise RecipeValueError(
+                key, f"{name}: the folder holds no {', '.join(DATA_SUFFIXES)} files"
+            )
+        return FileSource(name, files)
+    if path.is_file():
+        if path.suffix not in DATA_SUFFIXES:
+            raise RecipeValueError(
+                key,
+                f"{name}: {path.suffix or 'no suffix'} is not one of {', '.join(DATA_SUFFIXES)}",
+            )
+        return FileSource(name, (path,))
+    hub_id, _, split = name.partition(":")
+    if path.suffix in DATA_SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", hub_id):
+        raise RecipeValueError(key, f"{name}: no such file")
+    default_split = "train" if key == "data.train" else "validation"
+    return HubSource(hub_id, revision, split or default_split)
+
+
+def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open("rb") as stream:
+        for number, raw in enumerate(stream, start=1):
+            if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
+                raw = raw[3:]
+            try:
+                yield number, raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UsageError(
+                    f"{path}:{number}: not UTF-8 text (byte {error.start} of the line); "
+                    "save the file as UTF-8"
+                ) from None
+
+
+def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
+    for number, line in _decoded_lines(path):
+        if line.strip():
+            place = f"{path}:{number}"
+            yield SourceRow(place, _object(place, _parsed(place, line)))
+
+
+def _json_rows(path: Path) -> Iterator[SourceRow]:
+    text = "".join(line for _, line in _decoded_lines(path))
+    if text.lstrip().startswith("{"):
+        # One object a line under the name .json is common; a lone object is a one-row file.
+        yield from _jsonl_rows(path)
+        return
+    if not text.strip():
+        return
+    values = _parsed(str(path), text)
+    if not isinstance(values, list):
+        raise UsageError(f"{path}: must hold a list of objects, or one object a line")
+    for number, value in enumerate(values, start=1):
+        place = f"{path} row {number}"
+        yield SourceRow(place, _object(place, value))
+
+
+def _csv_rows(path: Path) -> Iterator[SourceRow]:
+    # Decoded by line first, so that a bad byte is reported with its line.
+    lines = (line for _, line in _decoded_lines(path))
+    csv.field_size_limit(1 << 30)
+    reader = csv.DictReader(lines, strict=True)
+    while True:
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise UsageError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
+        if fields is None:
+            return
+        if None in fields or None in fields.values():
+            columns = len(reader.fieldnames or ())
+            raise UsageError(
+                f"{path}:{reader.line_num}: has more or fewer cells than the header's {columns}"
+            )
+        yield SourceRow(f"{path}:{reader.line_num}", dict(fields))
+
+
+def _parquet_rows(path: Path) -> Iterator[SourceRow]:
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield SourceRow(f"{path} row {number}", fields)
+    except ArrowException as error:
+        first_line = str(error).splitlines()[0]
+        raise UsageError(f"{path}: not a readable Parquet file: {first_line}") from None
+
+
+_READERS = {
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
+
+
+def _parsed(place: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if "\n" in text.strip():
+            line = text.count("\n", 0, error.pos) + 1
+            raise UsageError(f"{place}:{line}: invalid JSON: {error.msg}") from None
+        raise UsageError(f"{place}: invalid JSON: {error.msg} (column {error.colno})") from None
+    except RecursionError:
+        raise UsageError(f"{place}: invalid JSON: nested too deeply") from None
+
+
+def _object(place: str, value: Any) -> Fields:
+    if not isinstance(value, dict):
+        raise UsageError(f"{place}: a row must be a JSON object, not {_kind(value)}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")

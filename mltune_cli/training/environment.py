@@ -1,0 +1,70 @@
+"""What the worker runs on, for the manifest: packages, processor, accelerator, settings."""
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from mltune_cli import __version__
+from mltune_cli.manifest import EnvironmentFacts
+from mltune_cli.training.determinism import settings
+
+_PACKAGES = (
+    "datasets", "numpy", "peft", "pyarrow", "safetensors", "tokenizers", "torch", "transformers",
+)  # fmt: skip
+_FLAG_PREFIXES = (
+    "ATEN_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "MKL_", "NCCL_", "NVIDIA_TF32", "OMP_",
+    "ONEDNN_", "OPENBLAS_", "PYTHONHASHSEED", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_", "TRITON_",
+)  # fmt: skip
+
+
+def environment_facts(device: torch.device) -> EnvironmentFacts:
+    """Read the facts that decide whether two runs may be compared bit for bit."""
+    packages = {"mltune": __version__}
+    for name in _PACKAGES:
+        packages[name] = metadata.version(name)
+    gpu = driver = None
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        gpu = f"{properties.name} (compute {properties.major}.{properties.minor})"
+        driver = _driver_version()
+    return EnvironmentFacts(
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        packages=packages,
+        torch_build=torch.__version__,
+        cuda=torch.version.cuda,
+        processor=_processor(),
+        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        gpu=gpu,
+        driver=driver,
+        settings=settings(),
+        variables={
+            name: value for name, value in sorted(os.environ.items())
+            if name.startswith(_FLAG_PREFIXES)
+        },
+    )  # fmt: skip
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def _driver_version() -> str | None:
+    try:
+        return Path("/sys/module/nvidia/version").read_text().strip()
+    except OSError:
+        return None
+
+
+def image_digest() -> str | None:
+    """Return the digest of the container image the run is in, where the starter named it."""
+    return os.environ.get("MLTUNE_IMAGE_DIGEST") or None

@@ -1,0 +1,240 @@
+"""The base model and its tokenizer: loaded, checked, identified by content."""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from mltune_cli.bundled import BUNDLED_PREFIX, bundled_model
+from mltune_cli.digests import files_digest
+from mltune_cli.errors import RecipeValueError
+from mltune_cli.recipe.schema import ModelSection, Recipe
+
+_TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+_KEY = "model.name_or_path"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A model before training.
+
+    Attributes:
+        name: hub id, bundled name, or the folder's last part; never a path of this machine.
+        folder: where its files are.
+        revision: the hub commit, where there is one.
+        digest: of configuration and weights.
+        tokenizer_digest: of the tokenizer's files.
+        model: in the dtype it is computed in, on `device`.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None
+    digest: str
+    tokenizer_digest: str
+    tokenizer: PreTrainedTokenizerBase
+    model: torch.nn.Module
+    device: torch.device
+
+
+def resolved_model_section(recipe: Recipe) -> ModelSection:
+    """Return the model section with `auto` replaced by what this machine's device class decides.
+
+    Raises:
+        RecipeValueError: CUDA was asked for and there is none.
+    """
+    has_cuda = torch.cuda.is_available()
+    if recipe.model.device == "cuda" and not has_cuda:
+        build = "no CUDA device is visible" if torch.version.cuda else "torch is a CPU build"
+        raise RecipeValueError(
+            "model.device", f"cuda is asked for, but {build}; set it to cpu or auto"
+        )
+    device = recipe.model.device
+    if device == "auto":
+        device = "cuda" if has_cuda else "cpu"
+    dtype = recipe.model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    return recipe.model.model_copy(update={"device": device, "dtype": dtype})
+
+
+def load_base_model(section: ModelSection, full_precision_weights: bool) -> BaseModel:
+    """Load model and tokenizer from the bundle, a folder or the hub.
+
+    Args:
+        section: with device and dtype resolved.
+        full_precision_weights: keep weights in float32 whatever the compute dtype (they are the
+            optimizer's master copy in full fine-tuning).
+
+    Raises:
+        RecipeValueError: there is no such model, it lacks weights, or it lacks a tokenizer.
+    """
+    given = section.name_or_path or ""
+    folder, revision = _folder_of(given, section)
+    tokenizer = _load_tokenizer(given, folder, section)
+    dtype = torch.float32 if full_precision_weights else getattr(torch, section.dtype)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=section.attention,
+            trust_remote_code=section.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise RecipeValueError(_KEY, f"{given}: cannot be loaded: {_first_line(error)}") from None
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise RecipeValueError(
+            _KEY,
+            f"{given}: holds no weights for {missing[0]} ({len(missing)} tensors in all), "
+            "so they would start at random",
+        )
+    device = torch.device("cuda", 0) if section.device == "cuda" else torch.device("cpu")
+    return BaseModel(
+        name=given if not Path(given).is_absolute() else Path(given).name,
+        folder=folder,
+        revision=revision,
+        digest=files_digest(
+            folder, [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+        ),
+        tokenizer_digest=files_digest(
+            folder, [path for name in _TOKENIZER_FILES if (path := folder / name).is_file()]
+        ),
+        tokenizer=tokenizer,
+        model=model.to(device),
+        device=device,
+    )
+
+
+def _folder_of(given: str, section: ModelSection) -> tuple[Path, str | None]:
+    """Return the folder with the model's files, and the commit when it came from the hub."""
+    if given.startswith(BUNDLED_PREFIX):
+        return bundled_model(given), None
+    path = Path(given)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RecipeValueError(_KEY, f"{given}: the folder holds no config.json")
+        return path, None
+    if path.is_absolute():
+        raise RecipeValueError(_KEY, f"{given}: no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot = Path(
+            snapshot_download(
+                given,
+                revision=section.revision,
+                allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"],
+                ignore_patterns=["original/*", "consolidated*", "onnx/*"],
+            )
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RecipeValueError(
+            _KEY,
+            f"{given}: is neither a folder here nor a hub model that can be reached: "
+            f"{_first_line(error)}",
+        ) from None
+    return snapshot, snapshot.name
+
+
+def _load_tokenizer(given: str, folder: Path, section: ModelSection) -> PreTrainedTokenizerBase:
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise RecipeValueError(
+            _KEY, f"{given}: has no tokenizer (no tokenizer.json or tokenizer.model); add one"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=section.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise RecipeValueError(
+            _KEY, f"{given}: its tokenizer cannot be loaded: {_first_line(error)}"
+        ) from None
+    if not tokenizer.is_fast:
+        raise RecipeValueError(
+            _KEY, f"{given}: its tokenizer is a slow one; add a tokenizer.json for the fast one"
+        )
+    return tokenizer
+
+
+def require_room(model: Any, max_length: int) -> None:
+    """Refuse rows that are longer than the model has positions for.
+
+    Raises:
+        RecipeValueError: `data.max_length` is too large.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and max_length > positions:
+        raise RecipeValueError(
+            "data.max_length",
+            f"{max_length} tokens are more than the model's {positions} positions",
+        )
+
+
+def require_separable_documents(model: Any, device: torch.device) -> None:
+    """Refuse packing on a model whose documents would see each other.
+
+    Asked of the model itself: another first document must not change what the second one gives.
+
+    Raises:
+        RecipeValueError: the model takes no positions, or attends across documents.
+    """
+    kind = model.config.model_type
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise RecipeValueError(
+            "data.packing",
+            f"a {kind} model takes no positions, so packed documents cannot be told apart; "
+            "set it to false",
+        )
+    length = 8
+    positions = torch.arange(length, device=device).repeat(2)[None]
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    first, other, second = (
+        torch.arange(length, device=device) * factor % vocabulary for factor in (3, 5, 7)
+    )
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        outputs = [
+            model(
+                input_ids=torch.cat([start, second])[None], position_ids=positions, use_cache=False
+            ).logits[0, length:]
+            for start in (first, other + 1)
+        ]
+    model.train(was_training)
+    leak = (outputs[0] - outputs[1]).abs().max()
+    if not float(leak) <= 1e-3 * float(outputs[0].abs().max()):
+        raise RecipeValueError(
+            "data.packing",
+            f"this {kind} model lets packed documents see each other; set it to false",
+        )
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that fills short rows; it is masked everywhere, so any valid id serves."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(candidate, int):
+            return candidate
+    return 0
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

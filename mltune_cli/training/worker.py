@@ -1,0 +1,67 @@
+"""The worker process: reads a job from standard input, trains, explains its failures.
+
+Run as `python -P -m mltune_cli.training.worker EVENT_DESCRIPTOR`, in the environment that
+`launching.environment` builds.
+"""
+
+import contextlib
+import errno
+import sys
+import warnings
+
+from mltune_cli.errors import ExitCode, MltuneError, RecipeValueError
+from mltune_cli.launching.events import EventPipe, Failed
+from mltune_cli.launching.job import TrainingJob
+from mltune_cli.recipe.layers import place_error
+
+
+def main() -> int:
+    """Run the job; return the process's exit status."""
+    pipe = EventPipe(int(sys.argv[1]))
+    job = TrainingJob.model_validate_json(sys.stdin.buffer.read())
+    try:
+        _train(job, pipe)
+    except RecipeValueError as error:
+        return _explain(pipe, place_error(error, job.origins))
+    except MltuneError as error:
+        return _explain(pipe, error)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _explain(pipe, MltuneError(f"{error.filename or 'the disk'}: no space left"))
+    except MemoryError:
+        return _explain(pipe, MltuneError(_memory_advice("the machine")))
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        return _explain(pipe, MltuneError(_memory_advice("the device")))
+    return ExitCode.OK
+
+
+def _train(job: TrainingJob, pipe: EventPipe) -> None:
+    from mltune_cli.training.determinism import settle
+
+    settle(job.recipe.reproducibility.threads)
+    # Deprecations inside the libraries are for their authors; the rest reaches the user.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from mltune_cli.training.loop import train
+
+    train(job, pipe)
+
+
+def _explain(pipe: EventPipe, error: MltuneError) -> int:
+    with contextlib.suppress(MltuneError):
+        pipe.send(Failed(int(error.exit_code), error.message))
+    return int(error.exit_code)
+
+
+def _memory_advice(where: str) -> str:
+    return (
+        f"{where} is out of memory; lower train.micro_batch_size or data.max_length, or set "
+        "train.activation_checkpointing=true"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

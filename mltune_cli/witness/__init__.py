@@ -1,0 +1,1 @@
+"""Digests of a training run; needs torch and the standard library alone."""

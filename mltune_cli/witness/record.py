@@ -1,0 +1,66 @@
+"""What a witness writes down at every optimizer step. Standard library only."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+# In the order in which a step computes them: the first stage that differs is where runs parted.
+STAGES = (
+    "model",
+    "batch",
+    "rng",
+    "loss",
+    "gradients",
+    "clipped_gradients",
+    "hyperparameters",
+    "optimizer",
+    "parameters",
+)
+
+
+@dataclass(frozen=True)
+class WitnessRecord:
+    """The digests of one step; step 0 is the state before the first.
+
+    Attributes:
+        step: optimizer step, counted from 1; 0 for the initial state.
+        digests: stage name to 16 hexadecimal digits. `loss` holds the bits of the float itself.
+    """
+
+    step: int
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the record as one line of JSON."""
+        stages = {stage: self.digests[stage] for stage in STAGES if stage in self.digests}
+        return json.dumps({"step": self.step, **stages}, separators=(",", ":"))
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, object]) -> "WitnessRecord":
+        """Read a record from parsed JSON.
+
+        Raises:
+            ValueError: a field is missing or of the wrong type.
+        """
+        step = fields.get("step")
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise ValueError(f"step is {step!r}")
+        digests = {}
+        for name, value in fields.items():
+            if name == "step":
+                continue
+            if name not in STAGES or not isinstance(value, str):
+                raise ValueError(f"{name} is {value!r}")
+            digests[name] = value
+        return cls(step, digests)
+
+
+def bytes_digest(data: bytes) -> str:
+    """Return 16 hexadecimal digits for some bytes on the host."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def chained_digest(digests: Iterable[str]) -> str:
+    """Return one digest for several in order."""
+    return bytes_digest("\n".join(digests).encode())
