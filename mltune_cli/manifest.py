@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mltune_cli.digests import json_digest
 from mltune_cli.errors import UsageError
 
-MANIFEST_SCHEMA = "mltune.manifest/1"
 MANIFEST_FILE = "manifest.json"
 
 
@@ -101,7 +100,7 @@ class GitFacts(_Frozen):
 class Manifest(_Frozen):
     """A run's manifest."""
 
-    schema_name: Literal["mltune.manifest/1"] = MANIFEST_SCHEMA
+    schema_name: Literal["mltune.manifest/1"] = "mltune.manifest/1"
     mltune: str
     recipe_name: str
     recipe: dict[str, Any]

@@ -44,6 +44,8 @@ def entries_from_flags(
         raise UsageError(
             f"--logging_steps: has no meaning with --logging_strategy {logging_strategy}; drop one"
         )
-    value: int | str = {"epoch": "epoch", "no": 0}.get(logging_strategy, logging_steps or 1)
+    value: int | str = logging_steps if logging_steps is not None else 1
+    if logging_strategy != "steps":
+        value = "epoch" if logging_strategy == "epoch" else 0
     entries["log.every_steps"] = Entry(value, "--logging_strategy")
     return entries

@@ -13,7 +13,13 @@ from mltune_cli.launching.job import TrainingJob
 from mltune_cli.launching.worker_process import WorkerProcess
 from mltune_cli.manifest import Manifest, read_manifest
 from mltune_cli.reproduction.comparison import StreamComparison, compare_files
-from mltune_cli.reproduction.report import FirstDifference, ReproductionReport, RunOutcome
+from mltune_cli.reproduction.report import (
+    FirstDifference,
+    ReproductionReport,
+    RunOutcome,
+    RunStatus,
+    Verdict,
+)
 from mltune_cli.run_folder import ADAPTER, EVALUATION_LOG, MODEL, TRAINING_LOG, WITNESS_LOG
 from mltune_cli.witness.record import WitnessRecord
 
@@ -31,8 +37,9 @@ class _Run:
     error: MltuneError | None = None
 
     def outcome(self) -> RunOutcome:
-        failed = self.error is not None
-        status = "failed" if failed else "finished" if self.done else "stopped"
+        status: RunStatus = "finished" if self.done else "stopped"
+        if self.error is not None:
+            status = "failed"
         return RunOutcome(
             number=self.number, folder=str(self.folder), status=status, steps=self.steps,
             last_loss=self.last_loss, error=self.error.message if self.error else None,
@@ -89,7 +96,9 @@ class RepeatedRuns:
                 if run.worker is not None:
                     run.worker.stop()
         manifest = _manifest_or_none(runs[0].folder)
-        verdict = "different" if difference else "no_verdict" if reason else "reproducible"
+        verdict: Verdict = "reproducible" if difference is None else "different"
+        if reason is not None:
+            verdict = "no_verdict"
         return ReproductionReport(
             verdict=verdict,
             recipe_name=self.job.recipe_name,

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict
 
 from mltune_cli.errors import ExitCode
 
-REPORT_SCHEMA = "mltune.report/1"
 Verdict = Literal["reproducible", "different", "no_verdict"]
+RunStatus = Literal["finished", "stopped", "failed"]
 
-STAGE_MEANINGS = {
+_STAGE_MEANINGS = {
     "model": "the base model's weights were not the same",
     "batch": "the rows or their tokens were not the same",
     "rng": "the random number generators were not in the same state",
@@ -23,6 +23,13 @@ STAGE_MEANINGS = {
     "parameters": "the trained parameters were not the same after the step",
     "missing": "one run took the step and the other did not",
 }
+
+
+def stage_meaning(step: int, stage: str) -> str:
+    """Say what it means that `stage` is the first to differ, at the first differing step."""
+    if step == 0 and stage == "parameters":
+        return "the adapter did not start from the same values"
+    return _STAGE_MEANINGS.get(stage, "the finished runs' files are not the same")
 
 
 class _Frozen(BaseModel):
@@ -49,9 +56,7 @@ class FirstDifference(_Frozen):
     @property
     def meaning(self) -> str:
         """What it means that this stage differs first."""
-        if self.step == 0 and self.stage == "parameters":
-            return "the adapter did not start from the same values"
-        return STAGE_MEANINGS.get(self.stage, "the finished runs' files are not the same")
+        return stage_meaning(self.step, self.stage)
 
 
 class RunOutcome(_Frozen):
@@ -65,7 +70,7 @@ class RunOutcome(_Frozen):
 
     number: int
     folder: str
-    status: Literal["finished", "stopped", "failed"]
+    status: RunStatus
     steps: int
     last_loss: float | None
     error: str | None
@@ -81,7 +86,7 @@ class ReproductionReport(_Frozen):
         seconds: wall time of the whole check.
     """
 
-    schema_name: Literal["mltune.report/1"] = REPORT_SCHEMA
+    schema_name: Literal["mltune.report/1"] = "mltune.report/1"
     verdict: Verdict
     recipe_name: str
     recipe_digest: str | None

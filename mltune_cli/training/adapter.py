@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
+from transformers import PreTrainedModel
 
 from mltune_cli.errors import RecipeValueError
 from mltune_cli.randomness import derived_seed
@@ -18,7 +19,7 @@ from mltune_cli.training.model import BaseModel
 ADAPTER_FOLDER, MODEL_FOLDER = "adapter", "model"
 
 
-def prepare_trainable(base: BaseModel, recipe: Recipe) -> torch.nn.Module:
+def prepare_trainable(base: BaseModel, recipe: Recipe) -> PreTrainedModel | PeftModel:
     """Return the network with its trained parameters in float32 and the others frozen.
 
     The seed is set before the adapter is made: an adapter that starts from an unseeded generator
@@ -29,9 +30,11 @@ def prepare_trainable(base: BaseModel, recipe: Recipe) -> torch.nn.Module:
     """
     section = recipe.adapter
     # peft and transformers write this name into the files: an id, never a path of this machine.
-    base.model.name_or_path = base.model.config._name_or_path = base.name
+    base.model.name_or_path = base.name
+    base.model.config._name_or_path = base.name
     if recipe.train.activation_checkpointing:
-        base.model.gradient_checkpointing_enable(
+        model: Any = base.model
+        model.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": True}
         )
     if section.method == "full":
@@ -64,7 +67,11 @@ def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def save_trained(
-    folder: Path, model: torch.nn.Module, base: BaseModel, recipe: Recipe, metadata: dict[str, Any]
+    folder: Path,
+    model: PreTrainedModel | PeftModel,
+    base: BaseModel,
+    recipe: Recipe,
+    metadata: dict[str, Any],
 ) -> Path:
     """Write what was trained below `folder`: `adapter/` in peft's format, or `model/`.
 
@@ -84,7 +91,7 @@ def save_trained(
     if recipe.adapter.method == "full":
         target = folder / MODEL_FOLDER
         target.mkdir()
-        model.save_pretrained(target, safe_serialization=True)
+        model.save_pretrained(str(target), safe_serialization=True)
         base.tokenizer.save_pretrained(target)
         saved_keys = sorted(name for name, _ in model.named_parameters())
     else:
@@ -92,11 +99,13 @@ def save_trained(
         target.mkdir()
         tensors = {
             name: tensor.detach().cpu().contiguous()
-            for name, tensor in sorted(get_peft_model_state_dict(model).items())
+            for name, tensor in sorted(
+                get_peft_model_state_dict(model, save_embedding_layers=False).items()
+            )
         }
         save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = model.peft_config["default"].to_dict() | {"inference_mode": True}
-        _write_json(target / "adapter_config.json", config)
+        config: Any = model.peft_config["default"]
+        _write_json(target / "adapter_config.json", config.to_dict() | {"inference_mode": True})
         saved_keys = list(tensors)
     train = recipe.train
     _write_json(

@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from mltune_cli.bundled import BUNDLED_PREFIX, bundled_model
 from mltune_cli.digests import files_digest
@@ -48,7 +53,7 @@ class BaseModel:
     digest: str
     tokenizer_digest: str
     tokenizer: PreTrainedTokenizerBase
-    model: torch.nn.Module
+    model: PreTrainedModel
     device: torch.device
 
 
@@ -89,7 +94,8 @@ def load_base_model(section: ModelSection, full_precision_weights: bool) -> Base
     tokenizer = _load_tokenizer(given, folder, section)
     dtype = torch.float32 if full_precision_weights else getattr(torch, section.dtype)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        # transformers' hints know only the call that returns the model alone.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=section.attention,
@@ -99,6 +105,7 @@ def load_base_model(section: ModelSection, full_precision_weights: bool) -> Base
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise RecipeValueError(_KEY, f"{given}: cannot be loaded: {_first_line(error)}") from None
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
         raise RecipeValueError(

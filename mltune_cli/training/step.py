@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from peft import PeftModel
+from transformers import PreTrainedModel
 
 from mltune_cli.errors import NoVerdictError
 from mltune_cli.randomness import derived_seed
@@ -32,7 +34,7 @@ class TrainingState:
         step: optimizer steps done.
     """
 
-    model: torch.nn.Module
+    model: PreTrainedModel | PeftModel
     parameters: dict[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     device: torch.device
@@ -108,7 +110,7 @@ def train_step(
         batch_digests.append(batch_digest(batch))
         seed_all(derived_seed(seed, "micro-batch", step, index))
         loss = summed_loss(state, batch.to(state.device)) / target_tokens
-        loss.backward()
+        torch.autograd.backward(loss)
         gradients.add(_taken_gradients(state.parameters))
         losses.add([loss.detach()])
         rng_digests.append(bytes_digest(random_state_bytes(state.device)))

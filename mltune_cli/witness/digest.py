@@ -66,7 +66,7 @@ def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     waiting: list[torch.Tensor] = []
     held = 0
     for tensor in tensors:
-        for words in as_words(tensor).split(_BUCKET_WORDS):
+        for words in torch.split(as_words(tensor), _BUCKET_WORDS):
             if waiting and (
                 held + words.numel() > _BUCKET_WORDS or words.device != waiting[0].device
             ):

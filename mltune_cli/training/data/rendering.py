@@ -122,7 +122,7 @@ class ExampleRenderer:
             return "", []
         special: dict[str, Any] = dict(self._tokenizer.special_tokens_map)
         try:
-            texts, spans = chat_template_utils.render_jinja_template(
+            rendered: Any = chat_template_utils.render_jinja_template(
                 conversations=[messages],
                 chat_template=self._template,
                 return_assistant_tokens_mask=mark,
@@ -133,7 +133,8 @@ class ExampleRenderer:
             raise UsageError(
                 f"{example.place}: the model's chat template refuses this row: {error}"
             ) from None
-        return texts[0], [tuple(span) for span in spans[0]] if mark else []
+        texts, spans = rendered
+        return texts[0], [(start, end) for start, end in spans[0]] if mark else []
 
 
 def _freeze_template_clock(date: str) -> None:
@@ -145,4 +146,5 @@ def _freeze_template_clock(date: str) -> None:
         def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]  # noqa: ARG003
             return moment
 
-    chat_template_utils.datetime = FrozenDatetime
+    # Templates call `strftime_now`, which looks the class up in that module at every call.
+    vars(chat_template_utils)["datetime"] = FrozenDatetime

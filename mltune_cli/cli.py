@@ -1,0 +1,211 @@
+"""The Typer app: options, help texts, exit codes. Nothing heavy is imported up here."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from mltune_cli import __version__
+from mltune_cli.errors import ExitCode, MltuneError
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Recipe in YAML; default: the smoke recipe."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe value; may be repeated."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+class _ExitCodeGroup(typer.core.TyperGroup):
+    """Maps every way to end to the exit codes of the contract.
+
+    Python ends an uncaught exception with 1, which here means "not reproducible": a crash must
+    never read as a verdict.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the app and exit."""
+        try:
+            return super().main(*args, **kwargs)
+        except MltuneError as error:
+            code = error.exit_code
+            _say(error.message)
+        except KeyboardInterrupt:
+            code = ExitCode.INTERRUPTED
+        except BrokenPipeError:
+            # The reader of our output went away (`mltune ... | head`); nobody is left to tell.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = ExitCode.NO_VERDICT
+        except Exception as error:
+            if os.environ.get("MLTUNE_TRACEBACK"):
+                raise
+            _say(
+                f"internal error, please report it: {type(error).__name__}: {error} "
+                "(MLTUNE_TRACEBACK=1 shows where)"
+            )
+            code = ExitCode.NO_VERDICT
+        sys.exit(int(code))
+
+
+def _say(message: str) -> None:
+    from mltune_cli.rendering.console import print_error
+
+    print_error(message)
+
+
+app = typer.Typer(
+    cls=_ExitCodeGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Fine-tune causal language models and prove that the training repeats, bit for bit.",
+    epilog="Exit codes: 0 done or reproducible, 1 not reproducible, 2 wrong input, "
+    "125 no verdict, 130 and 143 interrupted.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mltune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    from mltune_cli.commands.stopping import raise_on_signals
+
+    raise_on_signals()
+
+
+@app.command()
+def train(
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    model_name_or_path: Annotated[
+        str | None,
+        typer.Option(
+            "--model-name-or-path", "--model_name_or_path", help="Hub id, folder or mltune/tiny."
+        ),
+    ] = None,
+    train_file: Annotated[
+        str | None, typer.Option("--train-file", "--train_file", help="Rows to train on.")
+    ] = None,
+    validation_file: Annotated[
+        str | None, typer.Option("--validation-file", "--validation_file", help="Held-out rows.")
+    ] = None,
+    output_dir: Annotated[
+        str | None,
+        typer.Option("--output-dir", "--output_dir", help="Default: next free runs/RECIPE-NNN."),
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option("--max-steps", "--max_steps", help="Optimizer steps.")
+    ] = None,
+    per_device_train_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--per-device-train-batch-size",
+            "--per_device_train_batch_size",
+            help="Rows of one micro-batch.",
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the whole run.")] = None,
+    logging_strategy: Annotated[
+        str | None,
+        typer.Option("--logging-strategy", "--logging_strategy", help="steps, epoch or no."),
+    ] = None,
+    logging_steps: Annotated[
+        int | None,
+        typer.Option("--logging-steps", "--logging_steps", help="Log every so many steps."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the recipe and where each value came from.")
+    ] = False,
+) -> None:
+    """Fine-tune a model; with no argument, the bundled one on the bundled data."""
+    from mltune_cli.commands import train as command
+    from mltune_cli.recipe.layers import load_recipe
+    from mltune_cli.recipe.original_flags import entries_from_flags
+
+    flags = entries_from_flags(
+        model_name_or_path=model_name_or_path,
+        train_file=train_file,
+        validation_file=validation_file,
+        output_dir=output_dir,
+        max_steps=max_steps,
+        per_device_train_batch_size=per_device_train_batch_size,
+        seed=seed,
+        logging_strategy=logging_strategy,
+        logging_steps=logging_steps,
+    )
+    loaded = load_recipe(config, flags, assignments or ())
+    raise typer.Exit(command.train(loaded, overwrite=overwrite, dry_run=dry_run))
+
+
+@app.command("repro-check")
+def repro_check(
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    runs: Annotated[int, typer.Option("--runs", min=2, help="How many runs are compared.")] = 2,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Where runs and report are kept.")
+    ] = Path("repro_output"),
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=0, help="Give up after so many seconds.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a recipe several times and prove that every step is equal, bit for bit."""
+    from mltune_cli.commands import repro_check as command
+    from mltune_cli.recipe.layers import load_recipe
+
+    loaded = load_recipe(config, {}, assignments or ())
+    raise typer.Exit(
+        command.repro_check(
+            loaded, run_count=runs, output=output, timeout_seconds=timeout, as_json=as_json
+        )
+    )
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A finished run's folder.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two finished runs: recipe, environment, data, steps and trained tensors."""
+    from mltune_cli.commands import diff as command
+
+    raise typer.Exit(command.diff(a, b, as_json=as_json))
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="mltune/tiny")],
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+) -> None:
+    """Write the bundled model as a plain folder that other tools can load."""
+    from mltune_cli.commands import export as command
+
+    raise typer.Exit(command.export(source, target))
+
+
+def main() -> None:
+    """Entry point of the `mltune` command."""
+    app(prog_name="mltune")

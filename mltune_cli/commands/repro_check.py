@@ -1,0 +1,58 @@
+"""`mltune repro-check`: a recipe run several times, and the verdict."""
+
+import os
+from pathlib import Path
+
+from mltune_cli.commands.train import new_job
+from mltune_cli.errors import ExitCode
+from mltune_cli.launching.devices import side_by_side_slots
+from mltune_cli.recipe.layers import LoadedRecipe
+from mltune_cli.rendering.reproduction import (
+    ReproductionView,
+    print_report,
+    print_report_json,
+)
+from mltune_cli.reproduction.output_folder import claim_output_folder, publish
+from mltune_cli.reproduction.repeated_runs import RepeatedRuns
+
+
+def repro_check(
+    loaded: LoadedRecipe,
+    *,
+    run_count: int,
+    output: Path,
+    timeout_seconds: float | None,
+    as_json: bool,
+) -> ExitCode:
+    """Run a recipe `run_count` times in fresh processes and compare every step.
+
+    Args:
+        loaded: the checked recipe.
+        run_count: at least 2.
+        output: folder for the runs and the report; replaced if a check of ours wrote it.
+        timeout_seconds: of the whole check.
+        as_json: print the report as JSON instead of a tree.
+
+    Raises:
+        UsageError: recipe, data, model or output folder cannot be used.
+    """
+    claim_output_folder(output)
+    view = ReproductionView(run_count)
+    runs = RepeatedRuns(
+        job=new_job(loaded),
+        folder=output,
+        run_count=run_count,
+        slots=side_by_side_slots(loaded.recipe),
+        inherited=os.environ,
+        timeout_seconds=timeout_seconds,
+        on_event=view.show,
+        on_output=view.show_output,
+    )
+    view.start()
+    try:
+        report = runs.check()
+    finally:
+        view.stop()
+    publish(output, report)
+    (print_report_json if as_json else print_report)(report)
+    return report.exit_code

@@ -1,0 +1,44 @@
+"""Consoles: results go to stdout, progress and errors to stderr."""
+
+import functools
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+_FILE_WIDTH = 1000
+
+
+@functools.cache
+def stdout() -> "Console":
+    """Return the console for results."""
+    from rich.console import Console
+
+    # A file or a pipe has no width: lines are left whole for whoever reads them.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+
+
+@functools.cache
+def stderr() -> "Console":
+    """Return the console for progress, notices and errors."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_error(message: str) -> None:
+    """Print an error as one sentence on stderr, without importing rich."""
+    sys.stderr.write(f"mltune: {message}\n")
+
+
+def print_line(text: str) -> None:
+    """Print a plain line on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def is_interactive() -> bool:
+    """Tell whether somebody watches: stderr is a terminal that can redraw a line."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"

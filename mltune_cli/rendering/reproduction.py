@@ -1,0 +1,101 @@
+"""`repro-check` in a terminal: progress of several runs, then the verdict as a tree."""
+
+from typing import TYPE_CHECKING
+
+from mltune_cli.launching.events import Event, Notice, StepDone
+from mltune_cli.rendering.console import is_interactive, print_line, stderr, stdout
+from mltune_cli.reproduction.report import FirstDifference, ReproductionReport
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+
+class ReproductionView:
+    """Shows the runs of a check while they go on."""
+
+    def __init__(self, run_count: int) -> None:
+        self._run_count = run_count
+        self._steps: dict[int, int] = {}
+        self._status = stderr().status("starting") if is_interactive() else None
+
+    def start(self) -> None:
+        """Begin to show progress."""
+        if self._status is not None:
+            self._status.start()
+
+    def stop(self) -> None:
+        """Take the progress line down."""
+        if self._status is not None:
+            self._status.stop()
+
+    def show(self, run: int, event: Event) -> None:
+        """Show an event of a run (counted from 1)."""
+        if isinstance(event, Notice) and run == 1:
+            self.show_output(run, f"note: {event.message}")
+        if not isinstance(event, StepDone):
+            return
+        self._steps[run] = event.step
+        # The slowest run decides how far the comparison is.
+        if len(self._steps) == self._run_count or self._status is not None:
+            reached = min(self._steps.get(n, 0) for n in range(1, self._run_count + 1))
+            text = f"{self._run_count} runs, step {reached}/{event.total_steps}"
+            if self._status is not None:
+                self._status.update(text)
+            elif event.logged and self._steps[run] == reached:
+                stderr().print(text, markup=False)
+
+    def show_output(self, run: int, line: str) -> None:
+        """Show a line that a worker printed."""
+        stderr().print(f"[run {run}] {line}", markup=False)
+
+
+def print_report(report: ReproductionReport) -> None:
+    """Print the verdict as a tree."""
+    from rich.tree import Tree
+
+    titles = {
+        "reproducible": "[bold green]reproducible[/]",
+        "different": "[bold red]different[/]",
+        "no_verdict": "[bold yellow]no verdict[/]",
+    }
+    tree = Tree(f"{titles[report.verdict]}: {_summary(report)}", highlight=False)
+    if report.first_difference is not None:
+        _add_difference(tree, report.first_difference)
+    for run in report.runs:
+        loss = "" if run.last_loss is None else f", last loss {run.last_loss:.6f}"
+        tree.add(f"run {run.number}: {run.status}, {run.steps} steps{loss}")
+    stdout().print(tree)
+
+
+def _summary(report: ReproductionReport) -> str:
+    from rich.markup import escape
+
+    count = len(report.runs)
+    if report.verdict == "reproducible":
+        return (
+            f"{count} runs of {escape(report.recipe_name)} are equal bit for bit "
+            f"over {report.compared_steps} steps"
+        )
+    if report.verdict == "different":
+        return f"{count} runs of {escape(report.recipe_name)} part"
+    return escape(report.reason or "")
+
+
+def _add_difference(tree: "Tree", difference: FirstDifference) -> None:
+    from rich.markup import escape
+
+    first, second = difference.runs
+    branch = tree.add(
+        f"step {difference.step}, {escape(difference.stage)}: {difference.meaning} "
+        f"(runs {first} and {second})"
+    )
+    if difference.values is not None:
+        branch.add(f"run {first}: {difference.values[0]}")
+        branch.add(f"run {second}: {difference.values[1]}")
+    if len(difference.stages) > 1:
+        branch.add(f"also different in this step: {', '.join(difference.stages[1:])}")
+
+
+def print_report_json(report: ReproductionReport) -> None:
+    """Print the report as one JSON object."""
+    print_line(report.model_dump_json(indent=2))
