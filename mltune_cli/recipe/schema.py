@@ -34,6 +34,10 @@ class ModelSection(_Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Compute format; auto: bfloat16 on CUDA, float32 on a CPU."
     )
+    base_precision: Literal["dtype", "nf4"] = Field(
+        "dtype",
+        description="How the frozen weights are held; nf4: 4-bit through bitsandbytes (QLoRA).",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: CUDA where there is one."
     )
@@ -196,6 +200,10 @@ def check_combinations(recipe: Recipe) -> None:
     if recipe.evaluate.every_steps and recipe.data.validation is None:
         raise RecipeValueError(
             "evaluate.every_steps", "needs data.validation, which is missing; set it, or 0 here"
+        )
+    if recipe.model.base_precision == "nf4" and recipe.adapter.method == "full":
+        raise RecipeValueError(
+            "model.base_precision", "nf4 weights cannot be trained; use dtype, or an adapter"
         )
     if isinstance(recipe.adapter.target_modules, list) and not recipe.adapter.target_modules:
         raise RecipeValueError("adapter.target_modules", "is empty; name modules or all-linear")

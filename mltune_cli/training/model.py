@@ -1,5 +1,6 @@
 """The base model and its tokenizer: loaded, checked, identified by content."""
 
+import importlib.util
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,8 @@ def resolved_model_section(recipe: Recipe) -> ModelSection:
         raise RecipeValueError(
             "model.device", f"cuda is asked for, but {build}; set it to cpu or auto"
         )
+    if recipe.model.base_precision == "nf4":
+        _require_bitsandbytes(has_cuda)
     device = recipe.model.device
     if device == "auto":
         device = "cuda" if has_cuda else "cpu"
@@ -76,6 +79,34 @@ def resolved_model_section(recipe: Recipe) -> ModelSection:
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     return recipe.model.model_copy(update={"device": device, "dtype": dtype})
+
+
+def _require_bitsandbytes(has_cuda: bool) -> None:
+    key = "model.base_precision"
+    if not has_cuda:
+        raise RecipeValueError(key, "nf4 needs a CUDA device, and none is visible; use dtype")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise RecipeValueError(
+            key, "nf4 needs bitsandbytes, which is not installed; pip install 'mltune[qlora]'"
+        )
+
+
+def _quantization(section: ModelSection, device: torch.device) -> dict[str, Any]:
+    """Return the loading options of a 4-bit base: NF4 with double quantisation.
+
+    Source: T. Dettmers et al., "QLoRA: Efficient finetuning of quantized LLMs", 2023.
+    """
+    if section.base_precision != "nf4":
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, section.dtype),
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def load_base_model(section: ModelSection, full_precision_weights: bool) -> BaseModel:
@@ -92,6 +123,7 @@ def load_base_model(section: ModelSection, full_precision_weights: bool) -> Base
     given = section.name_or_path or ""
     folder, revision = _folder_of(given, section)
     tokenizer = _load_tokenizer(given, folder, section)
+    device = torch.device("cuda", 0) if section.device == "cuda" else torch.device("cpu")
     dtype = torch.float32 if full_precision_weights else getattr(torch, section.dtype)
     try:
         # transformers' hints know only the call that returns the model alone.
@@ -102,6 +134,7 @@ def load_base_model(section: ModelSection, full_precision_weights: bool) -> Base
             trust_remote_code=section.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **_quantization(section, device),
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise RecipeValueError(_KEY, f"{given}: cannot be loaded: {_first_line(error)}") from None
@@ -113,7 +146,6 @@ def load_base_model(section: ModelSection, full_precision_weights: bool) -> Base
             f"{given}: holds no weights for {missing[0]} ({len(missing)} tensors in all), "
             "so they would start at random",
         )
-    device = torch.device("cuda", 0) if section.device == "cuda" else torch.device("cpu")
     return BaseModel(
         name=given if not Path(given).is_absolute() else Path(given).name,
         folder=folder,
@@ -125,7 +157,7 @@ def load_base_model(section: ModelSection, full_precision_weights: bool) -> Base
             folder, [path for name in _TOKENIZER_FILES if (path := folder / name).is_file()]
         ),
         tokenizer=tokenizer,
-        model=model.to(device),
+        model=model if section.base_precision == "nf4" else model.to(device),
         device=device,
     )
 
