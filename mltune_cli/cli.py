@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,8 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe value; may be repeated."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+# The base of every mistake in a command line, which Typer does not export by itself.
+_CommandLineError: type[Any] = typer.BadParameter.mro()[1]
 
 
 class _ExitCodeGroup(typer.core.TyperGroup):
@@ -30,27 +33,68 @@ class _ExitCodeGroup(typer.core.TyperGroup):
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the app and exit."""
+        """Run the app and exit.
+
+        Typer's own `main` is not called: it ends with 1 when the reader of our output goes away,
+        and at the end of an input.
+        """
+        given = args[0] if args else kwargs.get("args")
+        arguments = sys.argv[1:] if given is None else list(given)
         try:
-            return super().main(*args, **kwargs)
+            code = self._run(arguments)
         except MltuneError as error:
             code = error.exit_code
             _say(error.message)
+        except _CommandLineError as error:
+            code = ExitCode.USAGE
+            _say_mistake(error, arguments)
         except KeyboardInterrupt:
             code = ExitCode.INTERRUPTED
-        except BrokenPipeError:
+        except (BrokenPipeError, SystemExit):
             # The reader of our output went away (`mltune ... | head`); nobody is left to tell.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # rich answers that with an exit of its own, with the code that means "different".
             code = ExitCode.NO_VERDICT
-        except Exception as error:
-            if os.environ.get("MLTUNE_TRACEBACK"):
-                raise
-            _say(
-                f"internal error, please report it: {type(error).__name__}: {error} "
-                "(MLTUNE_TRACEBACK=1 shows where)"
-            )
+            _discard_output()
+        except Exception as error:  # noqa: BLE001 - a crash must not end with 1, as Python's would
             code = ExitCode.NO_VERDICT
+            _say_internal(error)
         sys.exit(int(code))
+
+    def _run(self, arguments: list[str]) -> int:
+        code: int = ExitCode.OK
+        try:
+            with self.make_context("mltune", list(arguments)) as context:
+                self.invoke(context)
+        except typer.Exit as end:
+            code = end.exit_code
+        sys.stdout.flush()
+        return code
+
+
+def _discard_output() -> None:
+    """Send what is still to be printed nowhere, so that Python can flush it and end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+
+
+def _say_mistake(error: Any, arguments: list[str]) -> None:
+    """Say what is wrong with the command line; without any argument, that is the whole help."""
+    if not arguments:
+        error.show()
+        return
+    command = error.ctx.command_path if error.ctx is not None else "mltune"
+    _say(f"{error.format_message().rstrip('.')} (see {command} --help)")
+
+
+def _say_internal(error: Exception) -> None:
+    if os.environ.get("MLTUNE_TRACEBACK"):
+        _say("".join(traceback.format_exception(error)).rstrip())
+        return
+    _say(
+        f"internal error, please report it: {type(error).__name__}: "
+        f"{' '.join(str(error).split())} (MLTUNE_TRACEBACK=1 shows where)"
+    )
 
 
 def _say(message: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +17,7 @@ ADAPTER, MODEL = "adapter", "model"
 RUN_ENTRIES = frozenset(
     {
         MANIFEST_FILE, TRAINING_LOG, WITNESS_LOG, EVALUATION_LOG, TIMINGS_LOG, LAST_LOSS,
-        CHECKPOINTS, ADAPTER, MODEL, "best",
+        CHECKPOINTS, ADAPTER, MODEL, "best", f"{MANIFEST_FILE}.part",
     }
 )  # fmt: skip
 
@@ -31,7 +32,7 @@ def require_writable_target(folder: Path, overwrite: bool) -> None:
     Raises:
         UsageError: it is a file, it holds another run or something else, or cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
+    if _is_other_than_folder(folder):
         raise UsageError(f"{folder}: is a file, and a run needs a folder; choose another")
     entries = _entries(folder)
     if not entries:
@@ -54,11 +55,18 @@ def require_writable_target(folder: Path, overwrite: bool) -> None:
     _require_writable(folder)
 
 
+def _is_other_than_folder(path: Path) -> bool:
+    try:
+        return path.exists() and not path.is_dir()
+    except OSError as error:  # such as a name too long for any file
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+
+
 def _entries(folder: Path) -> list[str]:
     try:
         return sorted(path.name for path in folder.iterdir())
-    except FileNotFoundError:
-        return []
+    except (FileNotFoundError, NotADirectoryError):
+        return []  # below a file: `_require_writable` will say so
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read: {error.strerror}") from None
 
@@ -68,10 +76,8 @@ def _require_writable(folder: Path) -> None:
     existing = folder
     while not existing.exists():
         existing = existing.parent
-    probe = existing / f".mltune-probe-{id(folder)}"
     try:
-        probe.mkdir()
-        probe.rmdir()
+        Path(tempfile.mkdtemp(prefix=".mltune-probe-", dir=existing)).rmdir()
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None
 
@@ -86,7 +92,8 @@ def claim_folder(folder: Path, overwrite: bool) -> None:
     try:
         for name in _entries(folder):
             entry = folder / name
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            is_folder = entry.is_dir() and not entry.is_symlink()
+            shutil.rmtree(entry) if is_folder else entry.unlink()
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None

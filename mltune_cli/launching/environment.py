@@ -1,7 +1,7 @@
 """The environment that a worker starts in: everything that must be fixed before Python runs."""
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from mltune_cli.bundled import BUNDLED_PREFIX
 from mltune_cli.recipe.schema import Recipe
@@ -43,6 +43,7 @@ def worker_environment(recipe: Recipe, inherited: Mapping[str, str]) -> dict[str
 def _needs_hub(recipe: Recipe) -> bool:
     names = (recipe.model.name_or_path, recipe.data.train, recipe.data.validation)
     return any(
-        name is not None and not name.startswith(BUNDLED_PREFIX) and not Path(name).exists()
+        # Unlike Path.exists, os.path.exists is False for a name that no file can have.
+        name is not None and not name.startswith(BUNDLED_PREFIX) and not os.path.exists(name)  # noqa: PTH110
         for name in names
     )

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,14 @@ class LoadedRecipe:
 def place_error(error: RecipeValueError, origins: Mapping[str, str]) -> UsageError:
     """Return `error` as a usage error that starts with the origin of its key."""
     origin = origins.get(error.key, DEFAULT_ORIGIN)
-    return UsageError(error.message if origin == DEFAULT_ORIGIN else f"{origin}: {error.message}")
+    if origin == DEFAULT_ORIGIN:
+        return UsageError(error.message)
+    return UsageError(f"{_with_key(origin, error.key)}: {error.problem}")
+
+
+def _with_key(origin: str, key: str) -> str:
+    """Return `recipe.yaml:3: section.key`; an origin like `--set section.key` says it already."""
+    return origin if origin.endswith(f" {key}") else f"{origin}: {key}"
 
 
 def known_keys() -> list[str]:
@@ -129,6 +137,7 @@ def _checked(entries: Mapping[str, Entry], name: str) -> LoadedRecipe:
     origins |= {key: entry.origin for key, entry in entries.items()}
     tree: dict[str, Any] = {}
     for key, entry in entries.items():
+        _require_encodable(key, entry)
         section, _, leaf = key.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[leaf] = entry.value
     try:
@@ -163,12 +172,31 @@ def _require_known(key: str, entry: Entry) -> None:
         problem = "is a section; give it keys"
         if entry.value is None:
             problem = "is an empty section; give it keys or remove it"
-        raise UsageError(f"{entry.origin}: {key}: {problem}")
+        raise UsageError(f"{_with_key(entry.origin, key)}: {problem}")
     suggestion = nearest_key(key)
-    hint = (
-        f"; did you mean {suggestion}?" if suggestion else f"; sections are {', '.join(sections)}"
-    )
-    raise UsageError(f"{entry.origin}: {key}: no such key{hint}")
+    section = key.partition(".")[0]
+    if suggestion:
+        hint = f"; did you mean {suggestion}?"
+    elif section in sections:
+        leaves = [name.partition(".")[2] for name in keys if name.startswith(f"{section}.")]
+        hint = f"; {section} has {', '.join(leaves)}"
+    else:
+        hint = f"; sections are {', '.join(sections)}"
+    raise UsageError(f"{_with_key(entry.origin, key)}: no such key{hint}")
+
+
+def _require_encodable(key: str, entry: Entry) -> None:
+    """Refuse text that neither a file name nor a JSON file can hold."""
+    values = entry.value if isinstance(entry.value, list) else [entry.value]
+    for value in values:
+        if isinstance(value, str) and ("\0" in value or _has_surrogates(value)):
+            raise UsageError(
+                f"{_with_key(entry.origin, key)}: holds characters that are not UTF-8 text"
+            )
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def nearest_key(key: str) -> str | None:
@@ -177,9 +205,20 @@ def nearest_key(key: str) -> str | None:
     leaf = key.rpartition(".")[2].replace("-", "_").lower()
     if leaf in _FOREIGN_NAMES:
         return _FOREIGN_NAMES[leaf]
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
-    if close:
-        return close[0]
+    begun = [name for name in keys if name.startswith(key)]
+    if len(begun) == 1:
+        return begun[0]
+    # Inside a section that exists, its long name must not make any of its keys look alike.
+    section = key.rpartition(".")[0]
+    leaves = [name.rpartition(".")[2] for name in keys if name.rpartition(".")[0] == section]
+    if section and leaves:
+        close = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)
+        if close:
+            return f"{section}.{close[0]}"
+    else:
+        close = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+        if close:
+            return close[0]
     by_leaf = {name.rpartition(".")[2]: name for name in keys}
     close = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.7)
     return by_leaf[close[0]] if close else None
@@ -197,9 +236,11 @@ def _anchored(key: str, entry: Entry, folder: Path) -> Entry:
         if value.startswith(BUNDLED_PREFIX):
             return entry
         looks_like_path = value.startswith((".", "/", "~")) or Path(value).suffix in DATA_SUFFIXES
-        if not looks_like_path and not (folder / value).exists():
+        # os.path.exists is False for a name that no file can have; Path.exists raises.
+        if not looks_like_path and not os.path.exists(folder / value):  # noqa: PTH110
             return entry
-    absolute = os.path.abspath(folder / Path(value).expanduser())  # noqa: PTH100 - keeps symlinks
+    # Unlike Path.resolve, abspath keeps symbolic links; an unknown ~user stays as it is.
+    absolute = os.path.abspath(folder / os.path.expanduser(value))  # noqa: PTH100, PTH111
     return Entry(absolute, entry.origin)
 
 
@@ -208,29 +249,53 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 def _first_problem(error: ValidationError) -> RecipeValueError:
     """Turn pydantic's report into our sentence about the first wrong key."""
-    details = error.errors()[0]
-    location = [str(part) for part in details["loc"]]
+    found = error.errors()
+    location = [str(part) for part in found[0]["loc"]]
     key = ".".join(location[:2]) if location and location[0] != "output_dir" else "output_dir"
-    given = details.get("input")
+    # A key that takes several types is reported once for each; the deepest report is the nearest.
+    same_key = [details for details in found if details["loc"][:2] == found[0]["loc"][:2]]
+    depth = max(len(details["loc"]) for details in same_key)
+    nearest = [details for details in same_key if len(details["loc"]) == depth]
+    problem = " or ".join(dict.fromkeys(_problem(details) for details in nearest))
+    problem = "must be " + problem if depth <= 3 else "its items must be " + problem
+    return RecipeValueError(key, f"{problem}, not {_shown(nearest[0].get('input'))}")
+
+
+def _problem(details: Mapping[str, Any]) -> str:
+    """Return what a value must be, to be put after "must be"."""
     context = details.get("ctx", {})
     problems = {
-        "int_type": "must be a whole number",
-        "int_from_float": "must be a whole number",
-        "float_type": "must be a number",
-        "finite_number": "must be a finite number",
-        "bool_type": "must be true or false",
-        "string_type": "must be text",
-        "list_type": "must be a list",
-        "model_type": "must be a section with keys",
-        "literal_error": f"must be one of {context.get('expected')}",
-        "string_pattern_mismatch": "must be a date like 2026-01-01",
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "bool_type": "true or false",
+        "string_type": "text",
+        "list_type": "a list",
+        "model_type": "a section with keys",
+        "literal_error": _alternatives(str(context.get("expected"))),
+        "string_pattern_mismatch": "a date like 2026-01-01",
     }
     bounds = {"greater_than_equal": "at least", "greater_than": "more than",
               "less_than": "less than", "less_than_equal": "at most"}  # fmt: skip
     kind = details["type"]
     if kind in bounds:
         bound = next(iter(context.values()))
-        problem = f"must be {bounds[kind]} {bound:g}"
-    else:
-        problem = problems.get(kind, details["msg"])
-    return RecipeValueError(key, f"{problem}, not {given!r}")
+        return f"{bounds[kind]} {bound if isinstance(bound, int) else format(bound, 'g')}"
+    return problems.get(kind, str(details["msg"]))
+
+
+def _alternatives(expected: str) -> str:
+    return f"one of {expected}" if "," in expected or " or " in expected else expected
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message: short, however large it is."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python refuses to spell a number of thousands of digits
+        return "that"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80

@@ -12,8 +12,8 @@ from mltune_cli.errors import RecipeValueError
 RowFormat = Literal[
     "auto", "text", "prompt_completion", "messages", "alpaca", "sharegpt", "question_answer"
 ]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1, lt=2**63)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 NonNegativeFloat = Annotated[FiniteFloat, Field(ge=0)]
 PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
 Probability = Annotated[FiniteFloat, Field(ge=0, lt=1)]

@@ -26,6 +26,14 @@ _RecipeLoader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
+# Nor is `2026-01-01` anything but text: no value of a recipe is a point in time.
+_RecipeLoader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:timestamp"]
+    for first, pairs in _RecipeLoader.yaml_implicit_resolvers.items()
+}
+# What constructors raise for a value that its tag does not allow, such as `!!int five`, for
+# more digits than Python reads, and for thousands of nested brackets.
+_CONSTRUCTOR_ERRORS = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ def parse_scalar(text: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_RecipeLoader)  # noqa: S506 - a SafeLoader subclass
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *_CONSTRUCTOR_ERRORS) as error:
         raise ValueError(str(error)) from error
 
 
@@ -64,37 +72,59 @@ def read_placed_values(path: Path) -> list[PlacedValue]:
         raise UsageError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
-    loader = _RecipeLoader(text)
+    try:
+        return _placed_values(_RecipeLoader(text), path)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UsageError(f"{place}: not valid YAML: {problem}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: not valid YAML: nested too deeply") from None
+
+
+def _placed_values(loader: _RecipeLoader, path: Path) -> list[PlacedValue]:
     try:
         root = loader.get_single_node()
         if root is None:
             raise UsageError(f"{path}: is empty; a recipe needs at least data.train")
         if not isinstance(root, yaml.MappingNode):
             raise UsageError(f"{path}:{_line(root)}: a recipe is a mapping of sections")
-        return list(_walk(loader, root, prefix="", path=path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(f"{place}: not valid YAML: {problem}") from None
+        seen: dict[str, int] = {}
+        placed = []
+        for key, value_node, line in _items(loader, root, "", seen, path):
+            if isinstance(value_node, yaml.MappingNode) and value_node.value:
+                items = _items(loader, value_node, f"{key}.", seen, path)
+                placed += [PlacedValue(k, _built(loader, n, k, path), at) for k, n, at in items]
+            else:
+                placed.append(PlacedValue(key, _built(loader, value_node, key, path), line))
+        return placed
     finally:
         loader.dispose()
 
 
-def _walk(
-    loader: _RecipeLoader, mapping: yaml.MappingNode, prefix: str, path: Path
-) -> Iterator[PlacedValue]:
-    seen: dict[str, int] = {}
+def _items(
+    loader: _RecipeLoader,
+    mapping: yaml.MappingNode,
+    prefix: str,
+    seen: dict[str, int],
+    path: Path,
+) -> Iterator[tuple[str, yaml.Node, int]]:
+    """Yield dotted key, value node and line; refuse a key that `seen` has already."""
     for key_node, value_node in mapping.value:
-        key = f"{prefix}{loader.construct_object(key_node, deep=True)}"
         line = _line(key_node)
+        key = f"{prefix}{_built(loader, key_node, f'{prefix}?', path)}"
         if key in seen:
             raise UsageError(f"{path}:{line}: {key}: stands already on line {seen[key]}")
         seen[key] = line
-        if isinstance(value_node, yaml.MappingNode) and value_node.value:
-            yield from _walk(loader, value_node, prefix=f"{key}.", path=path)
-        else:
-            yield PlacedValue(key, loader.construct_object(value_node, deep=True), line)
+        yield key, value_node, line
+
+
+def _built(loader: _RecipeLoader, node: yaml.Node, key: str, path: Path) -> Any:
+    try:
+        return loader.construct_object(node, deep=True)
+    except _CONSTRUCTOR_ERRORS:
+        raise UsageError(f"{path}:{_line(node)}: {key}: not a value that YAML can hold") from None
 
 
 def _line(node: yaml.Node) -> int:

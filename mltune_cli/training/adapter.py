@@ -1,16 +1,18 @@
 """What is trained: an adapter put on the base model by peft, or the model itself; and its files."""
 
 import json
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from mltune_cli.errors import RecipeValueError
+from mltune_cli.errors import NoVerdictError, RecipeValueError
 from mltune_cli.randomness import derived_seed
 from mltune_cli.recipe.schema import Recipe
 from mltune_cli.training.determinism import seed_all
@@ -103,7 +105,7 @@ def save_trained(
                 get_peft_model_state_dict(model, save_embedding_layers=False).items()
             )
         }
-        save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
+        _save_tensors(tensors, target / "adapter_model.safetensors")
         config: Any = model.peft_config["default"]
         _write_json(target / "adapter_config.json", config.to_dict() | {"inference_mode": True})
         saved_keys = list(tensors)
@@ -122,6 +124,17 @@ def save_trained(
         },
     )
     return target
+
+
+def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # Its own exception around an operating system's error, which is told in the text alone.
+        detail = re.search(r'message: "(.*?)"', str(error))
+        raise NoVerdictError(
+            f"{path}: {detail[1] if detail else error}, so the adapter was not written"
+        ) from None
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -98,9 +98,10 @@ def _quantization(section: ModelSection, device: torch.device) -> dict[str, Any]
     """
     if section.base_precision != "nf4":
         return {}
-    from transformers import BitsAndBytesConfig
+    import transformers
 
-    config = BitsAndBytesConfig(
+    new_config: Any = transformers.BitsAndBytesConfig
+    config = new_config(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

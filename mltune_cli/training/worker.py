@@ -6,6 +6,7 @@ Run as `python -P -m mltune_cli.training.worker EVENT_DESCRIPTOR`, in the enviro
 
 import contextlib
 import errno
+import os
 import sys
 import warnings
 
@@ -13,6 +14,8 @@ from mltune_cli.errors import ExitCode, MltuneError, RecipeValueError
 from mltune_cli.launching.events import EventPipe, Failed
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.recipe.layers import place_error
+
+_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def main() -> int:
@@ -26,9 +29,10 @@ def main() -> int:
     except MltuneError as error:
         return _explain(pipe, error)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _STORAGE_ERRORS:
             raise
-        return _explain(pipe, MltuneError(f"{error.filename or 'the disk'}: no space left"))
+        where = error.filename or "the output folder"
+        return _explain(pipe, MltuneError(f"{where}: {os.strerror(error.errno)}"))
     except MemoryError:
         return _explain(pipe, MltuneError(_memory_advice("the machine")))
     except RuntimeError as error:

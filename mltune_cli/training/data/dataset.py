@@ -1,5 +1,7 @@
 """Tokenised rows in an Arrow memory map, cached by the digest of everything that made them."""
 
+import contextlib
+import functools
 import json
 import os
 import shutil
@@ -7,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
@@ -15,8 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from mltune_cli import __version__
-from mltune_cli.digests import file_digest, json_digest
+from mltune_cli.digests import file_digest, files_digest, json_digest
 from mltune_cli.errors import UsageError
 from mltune_cli.recipe.schema import DataSection
 from mltune_cli.training.data.formats import Example, read_example
@@ -30,6 +32,7 @@ _SCHEMA = pa.schema(
     [("input_ids", pa.list_(pa.int32())), ("is_target", pa.list_(pa.bool_()))],
 )
 _ROWS_FILE, _PACKS_FILE, _SUMMARY_FILE = "rows.arrow", "packs.npz", "summary.json"
+_SEALED_FILES = (_ROWS_FILE, _PACKS_FILE, _SUMMARY_FILE)
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,10 @@ def prepare_dataset(
     renderer = ExampleRenderer(tokenizer, section.loss_on == "all", section.chat_template_date)
     key = json_digest(
         {
-            "mltune": __version__,
+            "code": _code_digest(),
             "rows": digest,
+            # The same bytes are other rows, or none, under another suffix.
+            "suffixes": [p.suffix for p in source.files] if isinstance(source, FileSource) else [],
             "tokenizer": tokenizer_digest,
             "settings": section.model_dump(exclude={"train", "validation", "revision"}),
         }
@@ -140,13 +145,21 @@ def prepare_dataset(
     return _build(folder, digest, section, _tokenised_batches(examples, renderer, tokeniser))
 
 
+@functools.cache
+def _code_digest() -> str:
+    """Return the digest of what turns rows into tokens: these modules and their packages."""
+    folder = Path(__file__).parent
+    packages = {name: version(name) for name in ("jinja2", "tokenizers", "transformers")}
+    return json_digest([packages, files_digest(folder, sorted(folder.glob("*.py")))])
+
+
 def _open_cached(folder: Path) -> TokenisedDataset | None:
     """Open a cache entry, or remove it where a crash or a full disk left it damaged."""
     if not folder.is_dir():
         return None
     try:
         seal = json.loads((folder / "seal.json").read_text())
-        if all(file_digest(folder / name) == digest for name, digest in seal.items()):
+        if seal == {name: file_digest(folder / name) for name in _SEALED_FILES}:
             return TokenisedDataset(folder)
     except (OSError, ValueError):
         pass
@@ -191,15 +204,11 @@ def _build(
         ) from None
     try:
         _write_entry(draft, digest, section, batches)
-        try:
+        opened = TokenisedDataset(draft)  # the memory map holds on to the file, whatever its name
+        with contextlib.suppress(OSError):
+            # Where another process built the same content first, its entry is as good as ours.
             draft.rename(folder)
-        except OSError:
-            # Another process built the same content first: its entry is as good as ours.
-            opened = _open_cached(folder)
-            if opened is not None:
-                return opened
-            raise
-        return TokenisedDataset(folder)
+        return opened
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -247,5 +256,5 @@ def _write_entry(draft: Path, digest: str, section: DataSection, batches: Iterat
         target_tokens=sum(targets),
     )
     (draft / _SUMMARY_FILE).write_text(json.dumps(asdict(summary)))
-    seal = {name: file_digest(draft / name) for name in (_ROWS_FILE, _PACKS_FILE, _SUMMARY_FILE)}
+    seal = {name: file_digest(draft / name) for name in _SEALED_FILES}
     (draft / "seal.json").write_text(json.dumps(seal))

@@ -64,12 +64,14 @@ def read_example(row: SourceRow, named_format: str) -> Example:
 
 
 def _detected(row: SourceRow) -> str:
-    fields = {name for name, value in row.fields.items() if value is not None}
+    fields = _fields_present(row)
     fits = [name for name, required in _REQUIRED.items() if fields.issuperset(required)]
-    # `prompt` or `input` alone is text; beside an answer of any name it would be half a row.
-    alone = [name for name in ("prompt", "input") if name in fields]
-    if not fits and len(alone) == 1 and not fields.intersection((*_ANSWERS, "instruction")):
+    if not fits and _lone_prompt(row):
         return "text"
+    if len(fits) > 1:
+        # A table of mixed rows has all columns; CSV spells the absent cells as empty ones.
+        filled = {name for name in fields if row.fields[name] not in ("", [])}
+        fits = [name for name in fits if filled.issuperset(_REQUIRED[name])] or fits
     if len(fits) == 1:
         return fits[0]
     if fits:
@@ -82,10 +84,23 @@ def _detected(row: SourceRow) -> str:
     )
 
 
+def _fields_present(row: SourceRow) -> set[str]:
+    return {name for name, value in row.fields.items() if value is not None}
+
+
+def _lone_prompt(row: SourceRow) -> str | None:
+    """Return `prompt` or `input` where it is all there is; beside an answer it is half a row."""
+    fields = _fields_present(row)
+    alone = [name for name in ("prompt", "input") if name in fields]
+    if len(alone) != 1 or fields.intersection((*_ANSWERS, "instruction")):
+        return None
+    return alone[0]
+
+
 def _text(row: SourceRow) -> Document:
-    for name in ("text", "prompt", "input"):
-        if row.fields.get(name) is not None:
-            return Document("", _string(row, name))
+    name = "text" if row.fields.get("text") is not None else _lone_prompt(row)
+    if name:
+        return Document("", _string(row, name))
     raise UsageError(f"{row.place}: text rows need text; this one has {_listed(row.fields)}")
 
 
@@ -108,9 +123,9 @@ def _sharegpt(row: SourceRow) -> Conversation:
 
 def _alpaca(row: SourceRow) -> Conversation:
     question = _string(row, "instruction")
-    if row.fields.get("input"):
+    if _is_given(row, "input"):
         question = f"{question}\n\n{_string(row, 'input')}"
-    system = [Turn("system", _string(row, "system"))] if row.fields.get("system") else []
+    system = [Turn("system", _string(row, "system"))] if _is_given(row, "system") else []
     return Conversation(
         (*system, Turn("user", question), Turn("assistant", _string(row, "output")))
     )
@@ -137,16 +152,28 @@ def _conversation(
         where = f"{field}[{index}]"
         if not isinstance(message, Mapping) or not {role_key, content_key} <= set(message):
             raise UsageError(f"{row.place}: {where} must have {role_key} and {content_key}")
-        role = roles.get(message[role_key], message[role_key])
+        role = message[role_key]
+        role = roles.get(role, role) if isinstance(role, str) else role
         if role not in ("system", "user", "assistant", "tool"):
             raise UsageError(f"{row.place}: {where}: {role_key} {role!r} is not known")
         content = message[content_key]
         if not isinstance(content, str):
             raise UsageError(f"{row.place}: {where}: {content_key} must be text")
+        _require_characters(row, where, content)
+        if message.get("tool_calls"):
+            raise UsageError(
+                f"{row.place}: {where}: tool_calls are not trained on; write the call as text in "
+                f"{content_key}, in the model's own notation"
+            )
         turns.append(Turn(role, content))
     if not any(turn.role == "assistant" and turn.content for turn in turns):
         raise UsageError(f"{row.place}: {field} has no assistant turn, so nothing to learn")
     return Conversation(tuple(turns))
+
+
+def _is_given(row: SourceRow, name: str) -> bool:
+    value = row.fields.get(name)
+    return value is not None and not (isinstance(value, str) and not value.strip())
 
 
 def _string(row: SourceRow, name: str, may_be_empty: bool = False) -> str:
@@ -155,7 +182,19 @@ def _string(row: SourceRow, name: str, may_be_empty: bool = False) -> str:
         raise UsageError(f"{row.place}: {name} must be text, not {type(value).__name__}")
     if not value.strip() and not may_be_empty:
         raise UsageError(f"{row.place}: {name} is empty")
+    _require_characters(row, name, value)
     return value
+
+
+def _require_characters(row: SourceRow, name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # JSON can spell half of a surrogate pair, which is no character and has no tokens.
+        raise UsageError(
+            f"{row.place}: {name} holds \\u{ord(text[error.start]):04x}, half of a character; "
+            "write the whole character"
+        ) from None
 
 
 def _listed(names: Fields | list[str]) -> str:

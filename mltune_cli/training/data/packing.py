@@ -10,7 +10,7 @@ def pack_by_length(lengths: Int64Array, capacity: int) -> tuple[Int64Array, Int6
     """Pack documents into rows, best-fit decreasing (within 22 % of the fewest rows possible).
 
     The same lengths give the same packing on any machine: ties go to the lower document index and
-    to the row that was opened first.
+    to the row that came to that free space last.
 
     Args:
         lengths: tokens of each document, each at most `capacity`; shape (documents,).

@@ -1,7 +1,8 @@
 """From what a row says to the text that is tokenised, and which characters of it are learned."""
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
-from mltune_cli.errors import UsageError
+from mltune_cli.errors import RecipeValueError, UsageError
 from mltune_cli.training.data.formats import Conversation, Document, Example, Turn
 
 Span = tuple[int, int]
@@ -49,8 +50,7 @@ class ExampleRenderer:
         if isinstance(self._template, dict):
             self._template = self._template.get("default")
         self.uses_clock = "strftime_now" in (self._template or "")
-        if self.uses_clock:
-            _freeze_template_clock(date)
+        self._clock = _frozen_clock(date)
         self._marks_turns = bool(re.search(r"\{%-?\s*generation\s*-?%\}", self._template or ""))
 
     def render(self, examples: Sequence[Example]) -> list[RenderedExample]:
@@ -103,9 +103,9 @@ class ExampleRenderer:
         for index, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
-            before, _ = self._run_template(example, turns[:index], prompt=True)
+            before = self._text_before(example, turns[:index])
             through, _ = self._run_template(example, turns[: index + 1])
-            if not (through.startswith(before) and text.startswith(through)):
+            if before is None or not (through.startswith(before) and text.startswith(through)):
                 raise UsageError(
                     f"{example.place}: the chat template does not show which tokens are the "
                     "assistant's; set data.loss_on=all, or give the template "
@@ -114,22 +114,32 @@ class ExampleRenderer:
             spans.append((len(before), len(through)))
         return spans
 
+    def _text_before(self, example: Example, turns: Sequence[Turn]) -> str | None:
+        """Return the text up to where an answer starts; None where the template refuses that."""
+        try:
+            return self._run_template(example, turns, prompt=True)[0]
+        except UsageError:
+            # Some refuse to render no turns at all, which is what an opening answer follows.
+            if turns:
+                raise
+            return None
+
     def _run_template(
         self, example: Example, turns: Sequence[Turn], mark: bool = False, prompt: bool = False
     ) -> tuple[str, list[Span]]:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        if not messages:
-            return "", []
         special: dict[str, Any] = dict(self._tokenizer.special_tokens_map)
         try:
-            rendered: Any = chat_template_utils.render_jinja_template(
-                conversations=[messages],
-                chat_template=self._template,
-                return_assistant_tokens_mask=mark,
-                add_generation_prompt=prompt,
-                **special,
-            )
-        except TemplateError as error:
+            with _template_clock(self._clock):
+                rendered: Any = chat_template_utils.render_jinja_template(
+                    conversations=[messages],
+                    chat_template=self._template,
+                    return_assistant_tokens_mask=mark,
+                    add_generation_prompt=prompt,
+                    **special,
+                )
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # The template is a program of the model's author: besides refusing, it can fail.
             raise UsageError(
                 f"{example.place}: the model's chat template refuses this row: {error}"
             ) from None
@@ -137,14 +147,30 @@ class ExampleRenderer:
         return texts[0], [(start, end) for start, end in spans[0]] if mark else []
 
 
-def _freeze_template_clock(date: str) -> None:
-    """Give `strftime_now` of chat templates a fixed day: tokens must not change overnight."""
-    moment = datetime.strptime(date, "%Y-%m-%d")  # noqa: DTZ007 - a calendar day, no instant
+def _frozen_clock(date: str) -> type[datetime]:
+    """Return a `datetime` whose `now` is always that day: tokens must not change overnight."""
+    try:
+        moment = datetime.strptime(date, "%Y-%m-%d")  # noqa: DTZ007 - a calendar day, no instant
+    except ValueError:
+        raise RecipeValueError(
+            "data.chat_template_date", f"{date} is not in the calendar; write YYYY-MM-DD"
+        ) from None
 
     class FrozenDatetime(datetime):
         @classmethod
         def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]  # noqa: ARG003
             return moment
 
+    return FrozenDatetime
+
+
+@contextlib.contextmanager
+def _template_clock(frozen: type[datetime]) -> Iterator[None]:
     # Templates call `strftime_now`, which looks the class up in that module at every call.
-    vars(chat_template_utils)["datetime"] = FrozenDatetime
+    names = vars(chat_template_utils)
+    clock = names["datetime"]
+    names["datetime"] = frozen
+    try:
+        yield
+    finally:
+        names["datetime"] = clock

@@ -3,7 +3,10 @@
 Reading is streaming: a row at a time, with the place (file and line) that an error will name.
 """
 
+import contextlib
 import csv
+import datetime
+import decimal
 import json
 import re
 from collections.abc import Iterator
@@ -16,11 +19,12 @@ import xxhash
 from pyarrow import ArrowException
 
 from mltune_cli.bundled import BUNDLED_PREFIX, bundled_data
-from mltune_cli.digests import canonical_json, file_digest, json_digest
+from mltune_cli.digests import file_digest, json_digest
 from mltune_cli.errors import RecipeValueError, UsageError
 from mltune_cli.recipe.layers import DATA_SUFFIXES
 
 Fields = dict[str, Any]
+_JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,15 @@ class FileSource:
     files: tuple[Path, ...]
 
     def digest(self) -> str:
-        """Return the digest of the files' bytes, in order; their names do not count."""
-        digests = [file_digest(path) for path in self.files]
+        """Return the digest of the files' bytes, in order; their names do not count.
+
+        Raises:
+            UsageError: a file that cannot be read.
+        """
+        digests = []
+        for path in self.files:
+            with _explained(path):
+                digests.append(file_digest(path))
         return digests[0] if len(digests) == 1 else json_digest(digests)
 
     def rows(self) -> Iterator[SourceRow]:
@@ -51,12 +62,10 @@ class FileSource:
         """
         for path in self.files:
             count = 0
-            try:
+            with _explained(path):
                 for row in _READERS[path.suffix](path):
                     count += 1
                     yield row
-            except OSError as error:
-                raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
             if not count:
                 raise UsageError(f"{path}: is empty; a data file needs at least one row")
 
@@ -73,7 +82,10 @@ class HubSource:
         from datasets import load_dataset
 
         try:
-            return load_dataset(self.name, revision=self.revision, split=self.split)
+            loaded = load_dataset(self.name, revision=self.revision, split=self.split)
+            # Pictures and sounds are no text; decoding them needs packages that nothing else does.
+            media = [name for name, kind in loaded.features.items() if isinstance(kind, _media())]
+            return loaded.remove_columns(media)
         except Exception as error:  # noqa: BLE001
             # `datasets` raises a dozen types, from ValueError to ConnectionError, for what a user
             # sees as one thing: the name does not lead to rows.
@@ -87,7 +99,9 @@ class HubSource:
         """Return the digest of the rows' contents: a hub's files may change under one name."""
         state = xxhash.xxh3_128()
         for fields in self._load():
-            state.update(canonical_json(fields).encode() + b"\n")
+            # Dates, decimals and NaN occur in columns that training ignores.
+            text = json.dumps(fields, sort_keys=True, separators=(",", ":"), default=_spelled)
+            state.update(text.encode() + b"\n")
         return "xxh3_128:" + state.hexdigest()
 
     def rows(self) -> Iterator[SourceRow]:
@@ -98,6 +112,29 @@ class HubSource:
         """
         for number, fields in enumerate(self._load(), start=1):
             yield SourceRow(f"{self.name} ({self.split}) row {number}", fields)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _media() -> tuple[type, ...]:
+    from datasets import Audio, Image, Video
+
+    return (Audio, Image, Video)
+
+
+def _spelled(value: Any) -> str:
+    """Return the one spelling of a value that JSON does not know."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta | decimal.Decimal):
+        return str(value)
+    return type(value).__name__
 
 
 def find_source(key: str, name: str, revision: str | None) -> FileSource | HubSource:
@@ -116,7 +153,7 @@ def find_source(key: str, name: str, revision: str | None) -> FileSource | HubSo
         return FileSource(str(path), (path,))
     path = Path(name)
     if path.is_dir():
-        files = tuple(sorted(p for p in path.rglob("*") if p.suffix in DATA_SUFFIXES))
+        files = tuple(sorted(p for p in path.rglob("*") if _is_shard(p, path)))
         if not files:
             raise RecipeValueError(
                 key, f"{name}: the folder holds no {', '.join(DATA_SUFFIXES)} files"
@@ -134,6 +171,13 @@ def find_source(key: str, name: str, revision: str | None) -> FileSource | HubSo
         raise RecipeValueError(key, f"{name}: no such file")
     default_split = "train" if key == "data.train" else "validation"
     return HubSource(hub_id, revision, split or default_split)
+
+
+def _is_shard(path: Path, folder: Path) -> bool:
+    # A hidden file is an editor's or a file system's copy of a shard, whose rows would count twice;
+    # a folder may be called `train.parquet`, and its shards are found below it.
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix in DATA_SUFFIXES and not hidden and path.is_file()
 
 
 def _decoded_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -159,38 +203,86 @@ def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
 
 def _json_rows(path: Path) -> Iterator[SourceRow]:
     text = "".join(line for _, line in _decoded_lines(path))
-    if text.lstrip().startswith("{"):
-        # One object a line under the name .json is common; a lone object is a one-row file.
+    start = _after_space(text, 0)
+    first_line = text.count("\n", 0, start) + 1
+    if text.startswith("[", start):
+        yield from _listed_rows(path, text, start + 1)
+    elif text.startswith("{", start):
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            if error.msg != "Extra data" and error.lineno > first_line:
+                _parsed(str(path), text)  # one object over several lines: names the line
+        except (ValueError, RecursionError):
+            pass
+        else:
+            yield SourceRow(f"{path}:{first_line}", value)
+            return
+        # One object a line under the name .json is common.
         yield from _jsonl_rows(path)
-        return
-    if not text.strip():
-        return
-    values = _parsed(str(path), text)
-    if not isinstance(values, list):
+    elif start < len(text):
+        _parsed(str(path), text)
         raise UsageError(f"{path}: must hold a list of objects, or one object a line")
-    for number, value in enumerate(values, start=1):
-        place = f"{path} row {number}"
+
+
+def _listed_rows(path: Path, text: str, position: int) -> Iterator[SourceRow]:
+    """Read the elements of a list one at a time, so that each is known by its line."""
+    decode = json.JSONDecoder().raw_decode
+    number, line, counted = 0, 1, 0
+    position = _after_space(text, position)
+    while number or not text.startswith("]", position):
+        number += 1
+        line += text.count("\n", counted, position)
+        counted = position
+        place = f"{path}:{line} (row {number})"
+        try:
+            value, end = decode(text, position)
+        except RecursionError:
+            raise UsageError(f"{place}: invalid JSON: nested too deeply") from None
+        except ValueError:
+            break
         yield SourceRow(place, _object(place, value))
+        position = _after_space(text, end)
+        if not text.startswith(",", position):
+            break
+        position = _after_space(text, position + 1)
+    if not (text.startswith("]", position) and _after_space(text, position + 1) == len(text)):
+        _parsed(str(path), text)  # broken here: the parser of the whole says how, and the line
+
+
+def _after_space(text: str, position: int) -> int:
+    space = _JSON_SPACE.match(text, position)
+    return space.end() if space else position
 
 
 def _csv_rows(path: Path) -> Iterator[SourceRow]:
     # Decoded by line first, so that a bad byte is reported with its line.
     lines = (line for _, line in _decoded_lines(path))
     csv.field_size_limit(1 << 30)
-    reader = csv.DictReader(lines, strict=True)
+    reader = csv.reader(lines, strict=True)
+    header: list[str] = []
     while True:
+        place = f"{path}:{reader.line_num + 1}"  # a row may reach over several lines
         try:
-            fields = next(reader, None)
+            cells = next(reader, None)
         except csv.Error as error:
-            raise UsageError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
-        if fields is None:
+            raise UsageError(f"{place}: not valid CSV: {error}") from None
+        if cells is None:
             return
-        if None in fields or None in fields.values():
-            columns = len(reader.fieldnames or ())
+        if not cells:
+            continue
+        if not header:
+            header = cells
+            twice = sorted({name for name in header if header.count(name) > 1})
+            if twice:
+                raise UsageError(f"{place}: the header names {', '.join(twice)} more than once")
+            continue
+        if len(cells) != len(header):
             raise UsageError(
-                f"{path}:{reader.line_num}: has more or fewer cells than the header's {columns}"
+                f"{place}: has {len(cells)} cells, and the header names {len(header)}; "
+                "quote a cell that holds a comma or a line break"
             )
-        yield SourceRow(f"{path}:{reader.line_num}", dict(fields))
+        yield SourceRow(place, dict(zip(header, cells, strict=True)))
 
 
 def _parquet_rows(path: Path) -> Iterator[SourceRow]:
@@ -201,6 +293,8 @@ def _parquet_rows(path: Path) -> Iterator[SourceRow]:
                 for fields in batch.to_pylist():
                     number += 1
                     yield SourceRow(f"{path} row {number}", fields)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text after row {number}: {error.reason}") from None
     except ArrowException as error:
         first_line = str(error).splitlines()[0]
         raise UsageError(f"{path}: not a readable Parquet file: {first_line}") from None
@@ -224,6 +318,8 @@ def _parsed(place: str, text: str) -> Any:
         raise UsageError(f"{place}: invalid JSON: {error.msg} (column {error.colno})") from None
     except RecursionError:
         raise UsageError(f"{place}: invalid JSON: nested too deeply") from None
+    except ValueError as error:
+        raise UsageError(f"{place}: invalid JSON: {error}") from None
 
 
 def _object(place: str, value: Any) -> Fields:

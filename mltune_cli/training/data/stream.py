@@ -1,7 +1,9 @@
 """Which rows stand in micro-batch i of step t: a pure function, with no iterator to lose."""
 
 import functools
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +52,9 @@ class BatchStream:
 
     def steps_for(self, epochs: float) -> int:
         """Return the least number of steps that sees `epochs` epochs."""
-        return max(1, -(-int(np.ceil(epochs * self.unit_count)) // self.units_per_step))
+        # As it was written: 1.1 epochs of 10 units are 11 units, though the float is a bit more.
+        units = Fraction(str(epochs)) * self.unit_count
+        return max(1, math.ceil(units / self.units_per_step))
 
     def _unit_at(self, position: int) -> int:
         epoch, offset = divmod(position, self.unit_count)

@@ -1,0 +1,143 @@
+"""The project's checks. `nox` alone runs the tests; `nox -l` lists every session.
+
+Everything is installed from the hash-pinned locks, and the project itself as the wheel that users
+get: what is tested is what is shipped.
+"""
+
+import re
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_external_run = True
+
+PROJECT = Path(__file__).parent
+DEV_LOCK = "requirements-dev.txt"
+TORCH = "torch==2.13.0"
+CODE = ("mltune_cli", "tests", "tools", "benchmarks", "repro_dataset", "noxfile.py")
+
+
+def lock_blocks(lock: str) -> dict[str, str]:
+    """Return the lock's requirements by name, each with its hashes, as they stand in the file."""
+    text = (PROJECT / lock).read_text(encoding="utf-8")
+    blocks = re.split(r"(?m)^(?=[A-Za-z0-9])", text)[1:]
+    return {re.split(r"[=\[ ]", block, maxsplit=1)[0]: block for block in blocks}
+
+
+def install_lock(session: nox.Session, lock: str) -> None:
+    """Install a lock with its hashes.
+
+    The CPU build of torch comes from an index of its own or from a wheel folder. Where pip knows
+    of none, torch comes in the ordinary build, without a hash, and the rest from the lock.
+    """
+    if _has_cpu_torch(session):
+        session.install("--require-hashes", "-r", lock)
+        return
+    session.warn(f"no CPU build of {TORCH} to be had here: taking the ordinary build, unhashed")
+    session.install(TORCH)
+    with tempfile.TemporaryDirectory() as folder:
+        rest = Path(folder) / lock
+        rest.write_text("".join(b for name, b in lock_blocks(lock).items() if name != "torch"))
+        session.install("--require-hashes", "--no-deps", "-r", str(rest))
+
+
+def _has_cpu_torch(session: nox.Session) -> bool:
+    probe = session.run(
+        "python", "-m", "pip", "install", "--dry-run", "--quiet", "--no-deps", "--ignore-installed",
+        f"{TORCH}+cpu", success_codes=[0, 1], silent=True,
+    )  # fmt: skip
+    return "No matching distribution" not in str(probe)
+
+
+def install_project(session: nox.Session, lock: str = DEV_LOCK) -> None:
+    """Install a lock, then the project's wheel."""
+    install_lock(session, lock)
+    session.install(
+        "--no-deps", "--no-build-isolation", "--force-reinstall", "--no-cache-dir", "."
+    )
+
+
+@nox.session
+def smoke(session: nox.Session) -> None:
+    """Train the bundled model twice, as a user of the wheel would, and compare."""
+    install_lock(session, "requirements.txt")
+    session.install(lock_blocks(DEV_LOCK)["hatchling"].split()[0])
+    session.install("--no-deps", "--no-build-isolation", "--force-reinstall", ".")
+    session.chdir(session.create_tmp())
+    session.run("mltune", "repro-check", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests against the installed wheel."""
+    install_project(session)
+    session.run("pytest", "-m", "not long", *session.posargs)
+
+
+@nox.session
+def long(session: nox.Session) -> None:
+    """Run the randomised tests with their full counts."""
+    install_project(session)
+    session.run("pytest", "-m", "long", *session.posargs, env={"MLTUNE_LONG": "1"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install(lock_blocks(DEV_LOCK)["ruff"].split()[0])
+    session.run("ruff", "check", *CODE)
+    session.run("ruff", "format", "--check", *CODE)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, strictly."""
+    install_lock(session, DEV_LOCK)
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Check that generated references, schemas, links and commands in the docs are true."""
+    install_project(session)
+    session.run("python", "tools/write_schemas.py", "--check")
+    session.run("python", "tools/write_reference.py", "--check")
+    session.run("pytest", "tests/test_docs.py", *session.posargs)
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """Run the tests with the lowest versions of the direct dependencies but torch.
+
+    torch stays at the locked release: older CPU builds are not to be had everywhere.
+    """
+    text = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+    section = re.search(r"(?ms)^dependencies = \[(.*?)^\]", text)
+    assert section is not None
+    lowest = [
+        f"{name}=={version}"
+        for name, version in re.findall(r'"([a-z0-9-]+)>=([0-9.]+)', section[1])
+        if name != "torch"
+    ]
+    session.install(TORCH, *lowest)
+    for name in ("hatchling", "pytest", "hypothesis", "jsonschema"):
+        session.install(lock_blocks(DEV_LOCK)[name].split()[0])
+    session.install("--no-deps", "--no-build-isolation", "--force-reinstall", ".")
+    session.run("pytest", "-m", "not long", "--ignore=tests/test_lock.py", *session.posargs)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Write the lock files anew from pyproject.toml; `-- --check` only compares."""
+    session.install("uv", "packaging")
+    session.run("python", "tools/lock.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure start-up and the cost of a check, as ratios inside one run."""
+    install_project(session)
+    session.run("python", "benchmarks/cli.py", *session.posargs)
