@@ -178,6 +178,14 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the output folder's newest whole checkpoint."),
+    ] = False,
+    resume_from: Annotated[
+        Path | None,
+        typer.Option("--resume-from", metavar="DIR", help="Go on from this checkpoint."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe and where each value came from.")
     ] = False,
@@ -199,7 +207,8 @@ def train(
         logging_steps=logging_steps,
     )
     loaded = load_recipe(config, flags, assignments or ())
-    raise typer.Exit(command.train(loaded, overwrite=overwrite, dry_run=dry_run))
+    start = command.StartingPoint(overwrite, resume, resume_from)
+    raise typer.Exit(command.train(loaded, start, dry_run=dry_run))
 
 
 @app.command("repro-check")

@@ -55,6 +55,7 @@ class NoVerdictError(MltuneError):
 class StoppedBySignalError(MltuneError):
     """A Ctrl-C or a SIGTERM ended the command."""
 
-    def __init__(self, exit_code: ExitCode) -> None:
-        super().__init__("interrupted" if exit_code is ExitCode.INTERRUPTED else "terminated")
+    def __init__(self, exit_code: ExitCode, message: str | None = None) -> None:
+        word = "interrupted" if exit_code is ExitCode.INTERRUPTED else "terminated"
+        super().__init__(message or word)
         self.exit_code = exit_code

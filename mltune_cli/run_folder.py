@@ -1,6 +1,8 @@
 """The run folder: its files, who may write into it, and its logs."""
 
+import fcntl
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -14,20 +16,26 @@ TRAINING_LOG, WITNESS_LOG = "training_log.jsonl", "witness.jsonl"
 EVALUATION_LOG, TIMINGS_LOG = "evaluation_log.jsonl", "timings.jsonl"
 LAST_LOSS, CHECKPOINTS = "last_loss.txt", "checkpoints"
 ADAPTER, MODEL = "adapter", "model"
+LOCK = ".lock"
+# What a kill in the first moment may leave: nothing of a run yet.
+_PRELUDE = frozenset({LOCK, f"{MANIFEST_FILE}.part"})
 RUN_ENTRIES = frozenset(
     {
         MANIFEST_FILE, TRAINING_LOG, WITNESS_LOG, EVALUATION_LOG, TIMINGS_LOG, LAST_LOSS,
-        CHECKPOINTS, ADAPTER, MODEL, "best", f"{MANIFEST_FILE}.part",
+        CHECKPOINTS, ADAPTER, MODEL, f".{ADAPTER}.part", f".{MODEL}.part",
+        *(f"{name.removesuffix('.jsonl')}.part" for name in (TRAINING_LOG, WITNESS_LOG,
+          EVALUATION_LOG, TIMINGS_LOG)),
     }
-)  # fmt: skip
+) | _PRELUDE  # fmt: skip
 
 
-def require_writable_target(folder: Path, overwrite: bool) -> None:
+def require_writable_target(folder: Path, overwrite: bool, resume: bool = False) -> None:
     """Refuse an output folder before anything expensive starts; nothing is changed.
 
     Args:
         folder: the run folder that is wanted.
         overwrite: whether an earlier run in it may be replaced.
+        resume: whether an earlier run in it may be gone on with.
 
     Raises:
         UsageError: it is a file, it holds another run or something else, or cannot be written.
@@ -35,7 +43,7 @@ def require_writable_target(folder: Path, overwrite: bool) -> None:
     if _is_other_than_folder(folder):
         raise UsageError(f"{folder}: is a file, and a run needs a folder; choose another")
     entries = _entries(folder)
-    if not entries:
+    if _PRELUDE.issuperset(entries):
         _require_writable(folder)
         return
     if MANIFEST_FILE not in entries:
@@ -48,9 +56,10 @@ def require_writable_target(folder: Path, overwrite: bool) -> None:
             f"{folder}: holds a run and also {strange[0]}, which mltune did not write; "
             "move it away, or choose another folder"
         )
-    if not overwrite:
+    if not overwrite and not resume:
         raise UsageError(
-            f"{folder}: holds another run; pass --overwrite to replace it, or choose another folder"
+            f"{folder}: holds another run; pass --resume to go on with it, --overwrite to "
+            "replace it, or choose another folder"
         )
     _require_writable(folder)
 
@@ -82,21 +91,82 @@ def _require_writable(folder: Path) -> None:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None
 
 
-def claim_folder(folder: Path, overwrite: bool) -> None:
-    """Make the run folder, empty; called when recipe, data and model have been found good.
+def claim_folder(folder: Path, overwrite: bool, resume: bool = False) -> "RunLock":
+    """Make the run folder ours; called when recipe, data and model have been found good.
+
+    It is empty afterwards, unless an earlier run in it is gone on with.
 
     Raises:
-        UsageError: as `require_writable_target`.
+        UsageError: as `require_writable_target`, or another process is writing into it.
     """
-    require_writable_target(folder, overwrite)
+    require_writable_target(folder, overwrite, resume)
     try:
-        for name in _entries(folder):
-            entry = folder / name
-            is_folder = entry.is_dir() and not entry.is_symlink()
-            shutil.rmtree(entry) if is_folder else entry.unlink()
         folder.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(folder)
+        require_writable_target(folder, overwrite, resume)
+        for name in _entries(folder):
+            if name != LOCK and not resume:
+                remove(folder / name)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None
+    return lock
+
+
+def remove(entry: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink(missing_ok=True)
+
+
+class RunLock:
+    """Holds a run folder for this process.
+
+    The kernel drops the lock when the process ends, however it ends: a stale lock cannot be.
+
+    Raises:
+        UsageError: another process holds it.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / LOCK).open("a+", encoding="ascii")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise UsageError(
+                f"{folder}: another run is writing into it (process {holder}); "
+                "wait for it, or choose another folder"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Let go of the folder before the process ends."""
+        self._file.close()
+
+
+def cut_log(path: Path, last_step: int) -> None:
+    """Drop a log's lines of later steps, and a torn last line, before a run is gone on with."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            break
+        if not line.endswith("\n") or step > last_step:
+            break
+        kept.append(line)
+    draft = path.with_suffix(".part")
+    draft.write_text("".join(kept), encoding="utf-8")
+    draft.replace(path)
 
 
 def claim_next_folder(base: Path, stem: str) -> Path:
@@ -142,6 +212,10 @@ class JsonLog:
             self._stream.flush()
         except OSError as error:
             raise NoVerdictError(f"{self._path}: cannot be written: {error.strerror}") from None
+
+    def flush_to_disk(self) -> None:
+        """Wait until what was written is on the disk, not only in the system's memory."""
+        os.fsync(self._stream.fileno())
 
     def close(self) -> None:
         """Close the file."""

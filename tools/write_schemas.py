@@ -70,7 +70,6 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; 1 on a difference")
     check = parser.parse_args().check
     status = 0
-    FOLDER.mkdir(parents=True, exist_ok=True)
     for name, schema in schemas().items():
         path = FOLDER / name
         text = json.dumps(schema, indent=2) + "\n"
@@ -80,6 +79,7 @@ def main() -> int:
             print(f"{path} is not what the code says; run python tools/write_schemas.py")
             status = 1
         else:
+            FOLDER.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
             print(f"wrote {path}")
     return status

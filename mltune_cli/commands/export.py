@@ -22,11 +22,9 @@ def export(source: str, target: Path) -> ExitCode:
             if not target.is_dir() or any(target.iterdir()):
                 raise UsageError(f"{target}: exists already; choose an empty folder")
             # An empty folder is kept: it may be somebody's working directory or a mount.
-            shutil.copytree(folder, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+            _copy_files(folder, target)
         else:
             _copy_whole(folder, Path(os.path.abspath(target)))  # noqa: PTH100 - keeps symlinks
-    except shutil.Error as error:
-        raise UsageError(f"{target}: cannot be written: {error.args[0][0][2]}") from None
     except OSError as error:
         raise UsageError(f"{target}: cannot be written: {error.strerror}") from None
     print_line(f"wrote {source} to {target}")
@@ -38,8 +36,13 @@ def _copy_whole(folder: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}-", dir=target.parent))
     try:
-        shutil.copytree(folder, draft, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        _copy_files(folder, draft)
         draft.chmod(0o755)
         draft.replace(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _copy_files(folder: Path, target: Path) -> None:
+    for file in sorted(folder.iterdir()):
+        shutil.copyfile(file, target / file.name)

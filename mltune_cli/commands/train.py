@@ -1,9 +1,14 @@
 """`mltune train`: one run of one recipe."""
 
+import os
+import signal
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from mltune_cli.commands.git_facts import current_commit
-from mltune_cli.errors import ExitCode
+from mltune_cli.commands.stopping import raise_on_signals
+from mltune_cli.errors import ExitCode, UsageError
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.launching.worker_process import WorkerProcess
 from mltune_cli.recipe.layers import LoadedRecipe
@@ -14,12 +19,27 @@ from mltune_cli.run_folder import require_writable_target
 RUNS_FOLDER = "runs"
 
 
-def train(loaded: LoadedRecipe, *, overwrite: bool, dry_run: bool) -> ExitCode:
+@dataclass(frozen=True)
+class StartingPoint:
+    """What happens to an earlier run: nothing, replaced, or gone on with.
+
+    Attributes:
+        overwrite: an earlier run in the output folder is replaced.
+        resume: go on from the newest complete checkpoint in the output folder.
+        resume_from: go on from this checkpoint.
+    """
+
+    overwrite: bool = False
+    resume: bool = False
+    resume_from: Path | None = None
+
+
+def train(loaded: LoadedRecipe, start: StartingPoint, *, dry_run: bool) -> ExitCode:
     """Run a recipe, or print it.
 
     Args:
         loaded: the checked recipe.
-        overwrite: whether an earlier run in the recipe's output folder may be replaced.
+        start: from where.
         dry_run: print the recipe with the origin of every value, and do nothing.
 
     Raises:
@@ -28,11 +48,14 @@ def train(loaded: LoadedRecipe, *, overwrite: bool, dry_run: bool) -> ExitCode:
     if dry_run:
         print_recipe(loaded)
         return ExitCode.OK
+    _require_consistent(loaded, start)
     if loaded.recipe.output_dir is not None:
-        require_writable_target(Path(loaded.recipe.output_dir), overwrite)
-    job = new_job(loaded, overwrite=overwrite)
+        goes_on = start.resume or start.resume_from is not None
+        require_writable_target(Path(loaded.recipe.output_dir), start.overwrite, goes_on)
+    job = new_job(loaded, start)
     with TrainingView() as view:
         worker = WorkerProcess(job, view.show_output)
+        pass_signals_to(worker, view)
         try:
             for event in worker.events():
                 view.show(event)
@@ -41,13 +64,50 @@ def train(loaded: LoadedRecipe, *, overwrite: bool, dry_run: bool) -> ExitCode:
     return ExitCode.OK
 
 
-def new_job(loaded: LoadedRecipe, *, overwrite: bool = False) -> TrainingJob:
+def _require_consistent(loaded: LoadedRecipe, start: StartingPoint) -> None:
+    chosen = [
+        flag
+        for flag, is_given in (
+            ("--overwrite", start.overwrite),
+            ("--resume", start.resume),
+            ("--resume-from", start.resume_from is not None),
+        )
+        if is_given
+    ]
+    if len(chosen) > 1:
+        raise UsageError(f"{chosen[0]} and {chosen[1]} exclude each other; drop one")
+    if start.resume and loaded.recipe.output_dir is None:
+        raise UsageError("--resume: name the run with --output-dir")
+
+
+def pass_signals_to(worker: WorkerProcess, view: TrainingView) -> None:
+    """Let the first Ctrl-C or SIGTERM end the run after its step, and a second one at once."""
+    signals_seen = 0
+
+    def take(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature is given
+        nonlocal signals_seen
+        signals_seen += 1
+        if signals_seen > 1:
+            raise_on_signals()
+            os.kill(os.getpid(), number)
+            return
+        worker.ask_to_stop(number)
+        view.show_output("stopping after this step, with a checkpoint; again to stop at once")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, take)
+
+
+def new_job(loaded: LoadedRecipe, start: StartingPoint | None = None) -> TrainingJob:
     """Return the worker's order for a recipe."""
+    start = start or StartingPoint()
     return TrainingJob(
         recipe=loaded.recipe,
         origins=dict(loaded.origins),
         recipe_name=loaded.name,
         runs_folder=str(Path.cwd() / RUNS_FOLDER),
-        overwrite=overwrite,
+        overwrite=start.overwrite,
+        resume=start.resume,
+        resume_from=str(start.resume_from.resolve()) if start.resume_from else None,
         git=current_commit(),
     )

@@ -110,10 +110,14 @@ def parse_event(line: str | bytes) -> Event:
     Raises:
         ValueError: it is no event, such as the torn last line of a killed worker.
     """
-    fields = json.loads(line)
-    if not isinstance(fields, dict) or fields.get("kind") not in _KINDS:
+    try:
+        fields = json.loads(line)
+    except RecursionError:
+        raise ValueError("not an event") from None
+    name = fields.pop("kind", None) if isinstance(fields, dict) else None
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
         raise ValueError("not an event")
-    kind = _KINDS[fields.pop("kind")]
     try:
         return kind(**fields)
     except TypeError as error:

@@ -17,6 +17,8 @@ class TrainingJob(BaseModel):
         recipe_name: stem of the run folder's name.
         runs_folder: where the next free folder is made when `recipe.output_dir` is None.
         overwrite: whether an earlier run in `output_dir` may be replaced.
+        resume: go on from the newest complete checkpoint in `output_dir`, or from the start.
+        resume_from: go on from this checkpoint's folder.
         git: commit of the folder that the command was started in.
     """
 
@@ -27,4 +29,6 @@ class TrainingJob(BaseModel):
     recipe_name: str
     runs_folder: str
     overwrite: bool = False
+    resume: bool = False
+    resume_from: str | None = None
     git: GitFacts | None = None

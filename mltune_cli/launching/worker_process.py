@@ -9,7 +9,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
-from mltune_cli.errors import MltuneError, NoVerdictError, UsageError
+from mltune_cli.errors import (
+    ExitCode,
+    MltuneError,
+    NoVerdictError,
+    StoppedBySignalError,
+    UsageError,
+)
 from mltune_cli.launching.environment import worker_environment
 from mltune_cli.launching.events import Event, Failed, parse_event
 from mltune_cli.launching.job import TrainingJob
@@ -69,10 +75,11 @@ class WorkerProcess:
 
     def _read_output(self) -> None:
         assert self._process.stdout is not None  # noqa: S101 - opened above
-        for raw in self._process.stdout:
-            line = raw.decode("utf-8", errors="replace").rstrip("\n")
-            self._tail.append(line)
-            self._on_output(line)
+        with self._process.stdout as stream:
+            for raw in stream:
+                line = raw.decode("utf-8", errors="replace").rstrip("\n")
+                self._tail.append(line)
+                self._on_output(line)
 
     def events(self) -> Iterator[Event]:
         """Yield events until the worker ends.
@@ -95,29 +102,46 @@ class WorkerProcess:
         status = self._process.wait()
         self._printer.join(timeout=_GRACE_SECONDS)
         if failure is not None:
-            error = UsageError if failure.exit_code == UsageError.exit_code else NoVerdictError
-            raise error(failure.message)
+            raise _explained(failure)
         if status != 0:
             raise self._crash(status)
 
     def _crash(self, status: int) -> MltuneError:
         if status < 0:
-            name = signal.Signals(-status).name
             hint = " (out of memory?)" if -status == signal.SIGKILL else ""
-            how = f"was killed by {name}{hint}"
+            how = f"was killed by {_signal_name(-status)}{hint}"
         else:
             how = f"ended with status {status} and no explanation"
         lines = "".join(f"\n  | {line}" for line in self._tail)
         last = f"; its last lines:{lines}" if lines else ""
         return NoVerdictError(f"the worker {how}{last}")
 
+    def ask_to_stop(self, number: int) -> None:
+        """Pass a signal on: the worker finishes its step, writes a checkpoint, and ends."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, number)
+
     def stop(self) -> None:
-        """End the worker and everything it started; safe to call twice."""
-        for wanted in (signal.SIGTERM, signal.SIGKILL):
-            if self._process.poll() is not None:
-                break
+        """End the worker and everything it started, at once; safe to call twice."""
+        if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, wanted)
+                os.killpg(self._process.pid, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=_GRACE_SECONDS)
         self._printer.join(timeout=_GRACE_SECONDS)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name
+        return f"signal {number}"
+
+
+def _explained(failure: Failed) -> MltuneError:
+    """Return the error that a worker told of, with its own exit code."""
+    if failure.exit_code == ExitCode.USAGE:
+        return UsageError(failure.message)
+    if failure.exit_code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED):
+        return StoppedBySignalError(ExitCode(failure.exit_code), failure.message)
+    return NoVerdictError(failure.message)

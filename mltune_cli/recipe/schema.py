@@ -163,8 +163,8 @@ class Recipe(_Section):
             (tree[section] if section else tree)[name] = value
         return Recipe.model_validate(tree)
 
-    def bits_digest(self) -> str:
-        """Return the digest of everything in the recipe that decides bits.
+    def bit_deciding_values(self) -> dict[str, Any]:
+        """Return everything in the recipe that decides bits, by dotted key.
 
         Cadences of evaluation, logging and checkpoints decide none, so changing them does not make
         another recipe. Model and data are identified by their own content digests, not by name.
@@ -174,7 +174,11 @@ class Recipe(_Section):
             del tree["model"][name]
         for name in ("train", "validation", "revision"):
             del tree["data"][name]
-        return json_digest(tree)
+        return {f"{section}.{key}": v for section, keys in tree.items() for key, v in keys.items()}
+
+    def bits_digest(self) -> str:
+        """Return the digest of everything in the recipe that decides bits."""
+        return json_digest(self.bit_deciding_values())
 
 
 def check_combinations(recipe: Recipe) -> None:

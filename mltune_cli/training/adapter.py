@@ -15,10 +15,9 @@ from transformers import PreTrainedModel
 from mltune_cli.errors import NoVerdictError, RecipeValueError
 from mltune_cli.randomness import derived_seed
 from mltune_cli.recipe.schema import Recipe
+from mltune_cli.run_folder import ADAPTER, MODEL, remove
 from mltune_cli.training.determinism import seed_all
 from mltune_cli.training.model import BaseModel
-
-ADAPTER_FOLDER, MODEL_FOLDER = "adapter", "model"
 
 
 def prepare_trainable(base: BaseModel, recipe: Recipe) -> PreTrainedModel | PeftModel:
@@ -90,15 +89,15 @@ def save_trained(
     Returns:
         The folder that was written.
     """
+    name = MODEL if recipe.adapter.method == "full" else ADAPTER
+    target = folder / f".{name}.part"
+    remove(target)
+    target.mkdir()
     if recipe.adapter.method == "full":
-        target = folder / MODEL_FOLDER
-        target.mkdir()
         model.save_pretrained(str(target), safe_serialization=True)
         base.tokenizer.save_pretrained(target)
         saved_keys = sorted(name for name, _ in model.named_parameters())
     else:
-        target = folder / ADAPTER_FOLDER
-        target.mkdir()
         tensors = {
             name: tensor.detach().cpu().contiguous()
             for name, tensor in sorted(
@@ -123,7 +122,8 @@ def save_trained(
             "saved_keys": saved_keys,
         },
     )
-    return target
+    remove(folder / name)
+    return target.rename(folder / name)
 
 
 def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -1,36 +1,45 @@
 """The training loop, from top to bottom."""
 
 from functools import partial
-from pathlib import Path
 
+from mltune_cli.errors import StoppedBySignalError
 from mltune_cli.launching.events import EventPipe, Finished, Notice, Started
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.manifest import RunResult
-from mltune_cli.run_folder import claim_folder, claim_next_folder
 from mltune_cli.training.adapter import save_trained
+from mltune_cli.training.checkpoint import write_checkpoint
 from mltune_cli.training.data.collating import MicroBatch
 from mltune_cli.training.data.dataset import DataSummary
 from mltune_cli.training.evaluation import evaluate
 from mltune_cli.training.optimization import learning_rate_at
+from mltune_cli.training.resuming import enter_folder, run_identity
 from mltune_cli.training.run_log import RunLog, StepContext
 from mltune_cli.training.setup import PreparedRun, build_manifest, prepare_run
-from mltune_cli.training.step import StepResult, train_step
+from mltune_cli.training.step import train_step
+from mltune_cli.training.stopping import StopRequest
+from mltune_cli.witness.digest import tensors_digest
 
 
-def train(job: TrainingJob, pipe: EventPipe) -> None:
-    """Run a training job from its first step to its last.
+def train(job: TrainingJob, pipe: EventPipe, stop: StopRequest | None = None) -> None:
+    """Run a training job from its first step, or its checkpoint, to its last.
+
+    Args:
+        job: what to train.
+        pipe: where events go.
+        stop: asked after each step; a request makes a checkpoint and ends the run.
 
     Raises:
         UsageError: recipe, data, model or output folder cannot be used; nothing was written.
         NoVerdictError: a non-finite loss, or a disk that is full.
+        StoppedBySignalError: the run was stopped, and can be gone on with.
     """
     run = prepare_run(job.recipe)
     _report_data(pipe, "data.train", run.train_data.summary)
-    folder = _claimed_folder(job)
+    folder, _lock, checkpoint = enter_folder(job, run, pipe)
     recipe, state = run.recipe, run.state
     total_steps = recipe.train.max_steps or 0
     manifest = build_manifest(job, run)
-    log = RunLog(folder, manifest, total_steps, pipe)
+    log = RunLog(folder, manifest, total_steps, pipe, done_steps=state.step)
     pipe.send(
         Started(
             folder=str(folder),
@@ -40,27 +49,39 @@ def train(job: TrainingJob, pipe: EventPipe) -> None:
             rows=run.train_data.summary.rows,
         )
     )
-    log.witness(run.initial)
-    _evaluate_when_due(run, log)
-    result: StepResult | None = None
-    while state.step < total_steps:
-        result = _take_step(run, log, total_steps)
+    if checkpoint is None:
+        log.witness(run.initial)
         _evaluate_when_due(run, log)
-    last_loss = result.loss if result else float("nan")
-    digests = {"train_data_digest": run.train_data.summary.digest}
-    trained = save_trained(folder, state.model, run.base, recipe, digests)
+    if stop is not None:
+        stop.defer()
+    identity = run_identity(run)
+    while state.step < total_steps:
+        _take_step(run, log, total_steps)
+        _evaluate_when_due(run, log)
+        every = recipe.checkpoint.every_steps
+        stop_code = stop.code if stop is not None else None
+        if stop_code is not None or (every and state.step % every == 0):
+            log.flush_to_disk()
+            write_checkpoint(folder, state, identity, recipe.checkpoint.keep)
+        if stop_code is not None:
+            log.finish(RunResult(status="interrupted", steps=state.step))
+            raise StoppedBySignalError(
+                stop_code, f"stopped after step {state.step}; go on with --resume"
+            )
+    metadata = {"train_data_digest": run.train_data.summary.digest}
+    trained = save_trained(folder, state.model, run.base, recipe, metadata)
     log.finish(
         RunResult(
             status="finished",
             steps=state.step,
-            last_loss=last_loss,
-            trained_digest=result.witness.digests["parameters"] if result else None,
+            last_loss=state.last_loss,
+            trained_digest=tensors_digest(dict(state.parameters)),
         )
     )
-    pipe.send(Finished(str(folder), str(trained), last_loss))
+    pipe.send(Finished(str(folder), str(trained), state.last_loss or 0.0))
 
 
-def _take_step(run: PreparedRun, log: RunLog, total_steps: int) -> StepResult:
+def _take_step(run: PreparedRun, log: RunLog, total_steps: int) -> None:
     recipe, state = run.recipe, run.state
     step = state.step + 1
     collator = run.collator(run.train_data)
@@ -88,7 +109,6 @@ def _take_step(run: PreparedRun, log: RunLog, total_steps: int) -> StepResult:
     every = recipe.log.every_steps
     in_log = step == total_steps or (isinstance(every, int) and every > 0 and step % every == 0)
     log.step(result, StepContext(learning_rate, run.stream.epoch_of(step), input_tokens), in_log)
-    return result
 
 
 def _evaluate_when_due(run: PreparedRun, log: RunLog) -> None:
@@ -99,14 +119,6 @@ def _evaluate_when_due(run: PreparedRun, log: RunLog) -> None:
         collator = run.collator(run.validation_data)
         size = run.recipe.train.micro_batch_size
         log.evaluation(step, evaluate(run.state, run.validation_data, collator, size))
-
-
-def _claimed_folder(job: TrainingJob) -> Path:
-    if job.recipe.output_dir is None:
-        return claim_next_folder(Path(job.runs_folder), job.recipe_name)
-    folder = Path(job.recipe.output_dir)
-    claim_folder(folder, job.overwrite)
-    return folder
 
 
 def _report_data(pipe: EventPipe, key: str, summary: DataSummary) -> None:

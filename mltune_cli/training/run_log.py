@@ -13,6 +13,7 @@ from mltune_cli.run_folder import (
     TRAINING_LOG,
     WITNESS_LOG,
     JsonLog,
+    cut_log,
 )
 from mltune_cli.training.evaluation import EvaluationResult
 from mltune_cli.training.step import StepResult
@@ -35,7 +36,20 @@ class RunLog:
     speed go to `timings.jsonl` alone.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, total_steps: int, pipe: EventPipe) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        total_steps: int,
+        pipe: EventPipe,
+        done_steps: int,
+    ) -> None:
+        # First of all: with its manifest the folder is a run, whatever happens next.
+        manifest.write(folder)
+        for name in (TRAINING_LOG, WITNESS_LOG, EVALUATION_LOG, TIMINGS_LOG):
+            # At step 0 the initial state is recorded anew, so nothing at all is kept.
+            cut_log(folder / name, done_steps if done_steps else -1)
+        self._done_steps = done_steps
         self._folder = folder
         self._manifest = manifest
         self._total_steps = total_steps
@@ -45,7 +59,6 @@ class RunLog:
         self._evaluation = JsonLog(folder / EVALUATION_LOG)
         self._timings = JsonLog(folder / TIMINGS_LOG)
         self._started = self._last = time.monotonic()
-        manifest.write(folder)
 
     def witness(self, record: WitnessRecord) -> None:
         """Record a step's digests."""
@@ -84,7 +97,9 @@ class RunLog:
                 loss=result.loss,
                 learning_rate=context.learning_rate,
                 tokens_per_second=context.input_tokens / seconds,
-                seconds_left=(now - self._started) / step * (self._total_steps - step),
+                seconds_left=(now - self._started)
+                / (step - self._done_steps)
+                * (self._total_steps - step),
             )
         )
 
@@ -96,9 +111,15 @@ class RunLog:
         self._pipe.send(Evaluated(step, result.loss))
         self._last = time.monotonic()
 
+    def flush_to_disk(self) -> None:
+        """Wait until the logs are on the disk: a checkpoint must not be ahead of them."""
+        for log in (self._training, self._witness, self._evaluation, self._timings):
+            log.flush_to_disk()
+
     def finish(self, result: RunResult) -> None:
-        """Write the last loss and the manifest's final word."""
-        (self._folder / LAST_LOSS).write_text(f"{result.last_loss!r}\n", encoding="utf-8")
+        """Write the last loss, where the run is whole, and the manifest's final word."""
+        if result.status == "finished":
+            (self._folder / LAST_LOSS).write_text(f"{result.last_loss!r}\n", encoding="utf-8")
         for log in (self._training, self._witness, self._evaluation, self._timings):
             log.close()
         self._manifest.model_copy(update={"result": result}).write(self._folder)

@@ -32,6 +32,7 @@ class TrainingState:
         autocast: computes in bfloat16 from float32 weights, where the recipe says so.
         packed: units are packs, kept apart by their positions instead of a padding mask.
         step: optimizer steps done.
+        last_loss: of the last step; told to the user, and read by no computation.
     """
 
     model: PreTrainedModel | PeftModel
@@ -41,6 +42,7 @@ class TrainingState:
     autocast: bool
     packed: bool
     step: int = 0
+    last_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def train_step(
     digests["hyperparameters"] = bytes_digest(hyperparameters(state.optimizer).encode())
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    state.step = step
+    state.step, state.last_loss = step, float(mean_loss)
     digests["optimizer"] = tensors_digest(optimizer_tensors(state.optimizer, state.parameters))
     digests["parameters"] = tensors_digest(dict(state.parameters))
     return StepResult(float(mean_loss), float(norm), target_tokens, WitnessRecord(step, digests))

@@ -14,6 +14,7 @@ from mltune_cli.errors import ExitCode, MltuneError, RecipeValueError
 from mltune_cli.launching.events import EventPipe, Failed
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.recipe.layers import place_error
+from mltune_cli.training.stopping import StopRequest
 
 _STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
@@ -21,9 +22,10 @@ _STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ERO
 def main() -> int:
     """Run the job; return the process's exit status."""
     pipe = EventPipe(int(sys.argv[1]))
+    stop = StopRequest()
     job = TrainingJob.model_validate_json(sys.stdin.buffer.read())
     try:
-        _train(job, pipe)
+        _train(job, pipe, stop)
     except RecipeValueError as error:
         return _explain(pipe, place_error(error, job.origins))
     except MltuneError as error:
@@ -42,7 +44,7 @@ def main() -> int:
     return ExitCode.OK
 
 
-def _train(job: TrainingJob, pipe: EventPipe) -> None:
+def _train(job: TrainingJob, pipe: EventPipe, stop: StopRequest) -> None:
     from mltune_cli.training.determinism import settle
 
     settle(job.recipe.reproducibility.threads)
@@ -51,7 +53,7 @@ def _train(job: TrainingJob, pipe: EventPipe) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from mltune_cli.training.loop import train
 
-    train(job, pipe)
+    train(job, pipe, stop)
 
 
 def _explain(pipe: EventPipe, error: MltuneError) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mltune_cli.manifest import read_manifest
-from mltune_cli.training.adapter import ADAPTER_FOLDER, MODEL_FOLDER
+from mltune_cli.run_folder import ADAPTER, MODEL
 
 pytestmark = [
     # Deprecated calls inside peft and transformers, on versions that we do not choose.
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Return every file that must repeat, by name."""
     names = ("training_log.jsonl", "witness.jsonl", "evaluation_log.jsonl", "last_loss.txt")
     files = [folder / name for name in names]
-    files += [p for sub in (ADAPTER_FOLDER, MODEL_FOLDER) for p in (folder / sub).rglob("*")]
+    files += [p for sub in (ADAPTER, MODEL) for p in (folder / sub).rglob("*")]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files if p.is_file()}
 
 

@@ -167,7 +167,7 @@ def find_source(key: str, name: str, revision: str | None) -> FileSource | HubSo
             )
         return FileSource(name, (path,))
     hub_id, _, split = name.partition(":")
-    if path.suffix in DATA_SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", hub_id):
+    if path.suffix in DATA_SUFFIXES or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", hub_id):
         raise RecipeValueError(key, f"{name}: no such file")
     default_split = "train" if key == "data.train" else "validation"
     return HubSource(hub_id, revision, split or default_split)
@@ -240,14 +240,15 @@ def _listed_rows(path: Path, text: str, position: int) -> Iterator[SourceRow]:
         except RecursionError:
             raise UsageError(f"{place}: invalid JSON: nested too deeply") from None
         except ValueError:
-            break
+            _parsed(str(path), text)  # the parser of the whole knows the line
+            raise
         yield SourceRow(place, _object(place, value))
         position = _after_space(text, end)
         if not text.startswith(",", position):
             break
         position = _after_space(text, position + 1)
     if not (text.startswith("]", position) and _after_space(text, position + 1) == len(text)):
-        _parsed(str(path), text)  # broken here: the parser of the whole says how, and the line
+        _parsed(str(path), text)
 
 
 def _after_space(text: str, position: int) -> int:
@@ -279,7 +280,7 @@ def _csv_rows(path: Path) -> Iterator[SourceRow]:
             continue
         if len(cells) != len(header):
             raise UsageError(
-                f"{place}: has {len(cells)} cells, and the header names {len(header)}; "
+                f"{place}: the header names {len(header)} cells, and this row has {len(cells)}; "
                 "quote a cell that holds a comma or a line break"
             )
         yield SourceRow(place, dict(zip(header, cells, strict=True)))

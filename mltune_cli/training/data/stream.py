@@ -52,7 +52,7 @@ class BatchStream:
 
     def steps_for(self, epochs: float) -> int:
         """Return the least number of steps that sees `epochs` epochs."""
-        # As it was written: 1.1 epochs of 10 units are 11 units, though the float is a bit more.
+        # As it was written: 0.07 epochs of 100 units are 7, though the floats' product is more.
         units = Fraction(str(epochs)) * self.unit_count
         return max(1, math.ceil(units / self.units_per_step))
 

@@ -1,0 +1,182 @@
+"""Checkpoints: parameters, optimizer state and step, written so that a kill leaves whole ones.
+
+A checkpoint is written beside its place, flushed to the disk, moved there, and marked complete
+last. The mark holds the digests of its files: what was cut or changed later is passed over with a
+sentence, never loaded.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mltune_cli.digests import file_digest
+from mltune_cli.errors import NoVerdictError, UsageError
+from mltune_cli.run_folder import CHECKPOINTS
+from mltune_cli.training.optimization import optimizer_tensors
+from mltune_cli.training.step import TrainingState
+
+_TENSORS, _STATE, _MARK = "state.safetensors", "state.json", "complete.json"
+_PARAMETER, _OPTIMIZER = "parameter.", "optimizer."
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to; resuming under another identity is refused.
+
+    Attributes:
+        recipe: the values that decide bits, by dotted key.
+        digests: content digests of model, tokenizer and training data, by name.
+    """
+
+    recipe: dict[str, Any]
+    digests: dict[str, str]
+
+    def changes_from(self, other: "Identity") -> list[str]:
+        """Name what differs, as `key (was a, is b)`."""
+        was, now = other.recipe | other.digests, self.recipe | self.digests
+        return [
+            f"{key} (was {was.get(key)!r}, is {now.get(key)!r})"
+            for key in sorted(was.keys() | now.keys())
+            if was.get(key) != now.get(key)
+        ]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on the disk."""
+
+    folder: Path
+    step: int
+    last_loss: float
+    identity: Identity
+
+
+def write_checkpoint(run_folder: Path, state: TrainingState, identity: Identity, keep: int) -> Path:
+    """Write the state after `state.step` steps, then remove all but the newest `keep`.
+
+    Raises:
+        NoVerdictError: the disk is full; earlier checkpoints are as they were.
+    """
+    base = run_folder / CHECKPOINTS
+    name = f"step-{state.step:06d}"
+    draft, target = base / f".draft-{name}", base / name
+    tensors = {_PARAMETER + key: p.detach() for key, p in state.parameters.items()}
+    for key, value in optimizer_tensors(state.optimizer, state.parameters).items():
+        tensors[_OPTIMIZER + key] = value.detach()
+    fields = {
+        "step": state.step,
+        "last_loss": state.last_loss,
+        "recipe": identity.recipe,
+        "digests": identity.digests,
+    }
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        whole = {key: value.cpu().contiguous() for key, value in sorted(tensors.items())}
+        save_file(whole, draft / _TENSORS, metadata={"format": "pt"})
+        (draft / _STATE).write_text(json.dumps(fields, sort_keys=True), encoding="utf-8")
+        seal = {name: file_digest(draft / name) for name in (_TENSORS, _STATE)}
+        for path in (draft / _TENSORS, draft / _STATE, draft):
+            _flush(path)
+        if target.exists():
+            shutil.rmtree(target)
+        draft.rename(target)
+        _flush(base)
+        _write_whole(target / _MARK, json.dumps(seal, sort_keys=True))
+        _flush(target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise NoVerdictError(f"{target}: the checkpoint was not written: {error}") from None
+    _remove_older(base, keep)
+    return target
+
+
+def _write_whole(path: Path, text: str) -> None:
+    draft = path.with_suffix(".part")
+    draft.write_text(text, encoding="utf-8")
+    _flush(draft)
+    draft.replace(path)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_older(base: Path, keep: int) -> None:
+    for folder in sorted(base.glob("step-*"))[:-keep]:
+        # The mark goes first: a removal that is cut short leaves nothing that looks whole.
+        (folder / _MARK).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def newest_checkpoint(run_folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest complete checkpoint, and a sentence for each that was passed over."""
+    passed_over: list[str] = []
+    for folder in sorted((run_folder / CHECKPOINTS).glob("step-*"), reverse=True):
+        try:
+            return open_checkpoint(folder), passed_over
+        except UsageError as error:
+            passed_over.append(f"passed over {error.message}")
+    return None, passed_over
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Check a checkpoint's files against its mark.
+
+    Raises:
+        UsageError: it is not complete, or its files are not what was written.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such checkpoint")
+    try:
+        seal = json.loads((folder / _MARK).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{folder}: is not complete: writing it was cut short") from None
+    except (OSError, ValueError):
+        raise UsageError(f"{folder}: is damaged: its {_MARK} cannot be read") from None
+    try:
+        for name in (_TENSORS, _STATE):
+            if file_digest(folder / name) != seal[name]:
+                raise UsageError(f"{folder}: is damaged: {name} is not what was written")
+        fields = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        identity = Identity(fields["recipe"], fields["digests"])
+        return Checkpoint(folder, int(fields["step"]), float(fields["last_loss"]), identity)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder}: is damaged: {error}") from None
+
+
+def restore(checkpoint: Checkpoint, state: TrainingState, identity: Identity) -> None:
+    """Put a checkpoint's parameters, optimizer state and step into `state`.
+
+    Raises:
+        UsageError: it belongs to another recipe, model or data set; the sentence says what changed.
+    """
+    changes = identity.changes_from(checkpoint.identity)
+    if changes:
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        raise UsageError(
+            f"{checkpoint.folder}: belongs to another run: {', '.join(changes[:3])}{more}; "
+            "undo the change, or start anew with --overwrite"
+        )
+    tensors = load_file(checkpoint.folder / _TENSORS)
+    with torch.no_grad():
+        for name, parameter in state.parameters.items():
+            parameter.copy_(tensors[_PARAMETER + name])
+    for key, value in tensors.items():
+        if key.startswith(_OPTIMIZER):
+            slot, _, name = key.removeprefix(_OPTIMIZER).partition(".")
+            parameter = state.parameters[name]
+            state.optimizer.state[parameter][slot] = value.to(parameter.device)
+    state.step, state.last_loss = checkpoint.step, checkpoint.last_loss

@@ -1,0 +1,100 @@
+"""Where a run starts: at step 0, or at a checkpoint of a run that was cut short."""
+
+import shutil
+from pathlib import Path
+
+from mltune_cli.errors import UsageError
+from mltune_cli.launching.events import EventPipe, Notice
+from mltune_cli.launching.job import TrainingJob
+from mltune_cli.run_folder import (
+    CHECKPOINTS,
+    EVALUATION_LOG,
+    TRAINING_LOG,
+    WITNESS_LOG,
+    RunLock,
+    claim_folder,
+    claim_next_folder,
+)
+from mltune_cli.training.checkpoint import (
+    Checkpoint,
+    Identity,
+    newest_checkpoint,
+    open_checkpoint,
+    restore,
+)
+from mltune_cli.training.setup import PreparedRun
+
+
+def run_identity(run: PreparedRun) -> Identity:
+    """Return what this run's checkpoints belong to."""
+    return Identity(
+        run.recipe.bit_deciding_values(),
+        {
+            "model": run.base.digest,
+            "tokenizer": run.base.tokenizer_digest,
+            "training data": run.train_data.summary.digest,
+        },
+    )
+
+
+def enter_folder(
+    job: TrainingJob, run: PreparedRun, pipe: EventPipe
+) -> tuple[Path, RunLock, Checkpoint | None]:
+    """Claim the run folder, and restore the checkpoint that the job asks for.
+
+    Returns:
+        The folder, the lock that holds it, and the checkpoint, None at step 0.
+
+    Raises:
+        UsageError: folder or checkpoint cannot be used; nothing in them was changed.
+    """
+    identity = run_identity(run)
+    explicit = open_checkpoint(Path(job.resume_from)) if job.resume_from else None
+    if explicit is not None:
+        restore(explicit, run.state, identity)
+    if job.recipe.output_dir is None:
+        folder = claim_next_folder(Path(job.runs_folder), job.recipe_name)
+        lock = RunLock(folder)
+    else:
+        folder = Path(job.recipe.output_dir)
+        goes_on = job.resume or (explicit is not None and _run_of(explicit) == folder)
+        lock = claim_folder(folder, job.overwrite, goes_on)
+    checkpoint = explicit
+    if job.resume:
+        checkpoint = _resume_newest(folder, run, identity, pipe)
+    elif explicit is not None and _run_of(explicit) != folder:
+        _take_logs(_run_of(explicit), folder)
+    if checkpoint is not None:
+        pipe.send(Notice(f"going on after step {checkpoint.step}, from {checkpoint.folder}"))
+    return folder, lock, checkpoint
+
+
+def _resume_newest(
+    folder: Path, run: PreparedRun, identity: Identity, pipe: EventPipe
+) -> Checkpoint | None:
+    checkpoint, passed_over = newest_checkpoint(folder)
+    for sentence in passed_over:
+        pipe.send(Notice(sentence))
+    if checkpoint is None:
+        pipe.send(Notice(f"{folder}: holds no complete checkpoint, so training starts at step 0"))
+        return None
+    restore(checkpoint, run.state, identity)
+    return checkpoint
+
+
+def _run_of(checkpoint: Checkpoint) -> Path:
+    """Return the folder of the run that wrote a checkpoint."""
+    folder = checkpoint.folder.resolve().parent
+    if folder.name != CHECKPOINTS:
+        raise UsageError(
+            f"{checkpoint.folder}: does not stand in a run's {CHECKPOINTS} folder, "
+            "so the log of its steps is missing"
+        )
+    return folder.parent
+
+
+def _take_logs(source: Path, folder: Path) -> None:
+    """Bring the logs of the steps before a checkpoint into a new run folder."""
+    for name in (TRAINING_LOG, WITNESS_LOG, EVALUATION_LOG):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
