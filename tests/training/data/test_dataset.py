@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -398,7 +398,7 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # Several processes, other environments, sudden death
 
 CHILD = """
-import hashlib, json, sys
+import hashlib, json, os, sys
 from pathlib import Path
 from transformers import AutoTokenizer
 from mltune_cli.bundled import bundled_model
@@ -409,7 +409,8 @@ from mltune_cli.training.data.sources import find_source
 tokenizer = AutoTokenizer.from_pretrained(bundled_model("mltune/tiny"), local_files_only=True)
 print("ready", flush=True)
 for line in sys.stdin:
-    source = find_source("data.train", line.strip(), None)
+    name, os.environ["MLTUNE_CACHE"] = json.loads(line)
+    source = find_source("data.train", name, None)
     dataset = prepare_dataset(source, DataSection(packing=True), tokenizer, "tiny")
     state = hashlib.sha256()
     for unit in range(len(dataset)):
@@ -421,86 +422,82 @@ for line in sys.stdin:
 """
 
 
-def start_child(cache: Path, **environment: str) -> subprocess.Popen[str]:
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD],
-        env={**os.environ, "MLTUNE_CACHE": str(cache.parent), **environment},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+class Child:
+    """Another process that tokenises what it is told to."""
+
+    def __init__(self, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD],
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, path: Path, cache: Path) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([str(path), str(cache.parent)]) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[tuple[Child, Child]]:
+    """Two processes whose environments differ in all that must not matter."""
+    pair = (
+        Child(PYTHONHASHSEED="1", LC_ALL="C", TZ="UTC"),
+        Child(PYTHONHASHSEED="2", LC_ALL="C.UTF-8", TZ="Asia/Tokyo"),
     )
-    assert child.stdout is not None
-    return child
-
-
-def ask(children: list[subprocess.Popen[str]], path: Path) -> list[str]:
-    """Give all children the same data at the same time, and return what each answers."""
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write(f"{path}\n")
-        child.stdin.flush()
-    return [child.stdout.readline() if child.stdout else "" for child in children]
-
-
-def stop(children: list[subprocess.Popen[str]]) -> None:
-    for child in children:
-        child.communicate()
-        assert child.returncode == 0
+    assert [child.answer() for child in pair] == ["ready\n", "ready\n"]
+    yield pair
+    for child in pair:
+        child.process.communicate()
+        assert child.process.returncode == 0
 
 
 def test_two_processes_that_build_the_same_at_once_both_succeed(
-    cache: Path, tmp_path: Path
+    cache: Path, tmp_path: Path, children: tuple[Child, Child]
 ) -> None:
-    children = [start_child(cache, PYTHONHASHSEED=seed) for seed in ("1", "2")]
-    for child in children:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-    for number in range(4):
-        path = write(tmp_path / f"{number}.jsonl", many_rows(1000 + number))
-        first, second = ask(children, path)
+    for number in range(6):
+        path = write(tmp_path / f"{number}.jsonl", many_rows(500 + number))
+        for child in children:
+            child.ask(path, cache)
+        first, second = (child.answer() for child in children)
         assert first == second
-        assert json.loads(first)[0] == 1000 + number
+        assert json.loads(first)[0] == 500 + number
         assert len(entries(cache)) == number + 1
-    stop(children)
 
 
-def test_tokens_do_not_depend_on_hash_seed_locale_zone_or_working_directory(
-    cache: Path, tmp_path: Path
+def test_tokens_do_not_depend_on_hash_seed_locale_zone_or_folder(
+    tmp_path: Path, children: tuple[Child, Child]
 ) -> None:
-    """Each child has a cache of its own, so each computes; shards were made in another order."""
+    """Each has a cache of its own, so each computes; the shards were made in another order."""
     names = [f"{number}.jsonl" for number in range(6)]
-    answers = set()
-    for order, environment in [
-        (names, {"PYTHONHASHSEED": "1", "LC_ALL": "C", "TZ": "UTC"}),
-        (names[::-1], {"PYTHONHASHSEED": "2", "LC_ALL": "C.UTF-8", "TZ": "Asia/Tokyo"}),
-    ]:
-        folder = tmp_path / environment["PYTHONHASHSEED"]
+    for child, order, folder in zip(children, (names, names[::-1]), ("a", "b/c"), strict=True):
         for name in order:
-            write(folder / "shards" / name, [{"text": f"Åsk {name}"}, *ROWS])
-        child = start_child(folder / "cache" / "tokenised", **environment)
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        answers.update(ask([child], folder / "shards"))
-        stop([child])
-    assert len(answers) == 1
-    assert json.loads(answers.pop())[0] == 30
+            write(tmp_path / folder / "shards" / name, [{"text": f"Åsk {name}"}, *ROWS])
+        child.ask(tmp_path / folder / "shards", tmp_path / folder / "cache" / "tokenised")
+    first, second = (child.answer() for child in children)
+    assert first == second
+    assert json.loads(first)[0] == 30
 
 
 def test_a_process_killed_while_it_writes_leaves_nothing_that_is_used(
     cache: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     path = write(tmp_path / "rows.jsonl", many_rows(60_000))
-    child = start_child(cache)
-    assert child.stdin is not None
-    child.stdin.write(f"{path}\n")
-    child.stdin.flush()
+    child = Child()
+    child.ask(path, cache)
     deadline = time.monotonic() + 60
     while not any(file.stat().st_size > 100_000 for file in cache.glob(".draft-*/rows.arrow")):
         assert time.monotonic() < deadline
-        assert child.poll() is None
+        assert child.process.poll() is None
         time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
+    child.process.send_signal(signal.SIGKILL)
+    child.process.communicate()
     (draft,) = cache.iterdir()
     assert draft.name.startswith(".draft-")
     path = write(path, many_rows(50))

@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from mltune_cli.training.data.formats import read_example
-from mltune_cli.training.data.rendering import ExampleRenderer
+from mltune_cli.training.data.rendering import ExampleRenderer, Piece, RenderedExample
 from mltune_cli.training.data.sources import SourceRow
 from mltune_cli.training.data.tokenising import TokenisedRow, Tokeniser
 
@@ -169,6 +169,23 @@ def test_any_completion_counts_whole_and_alone(
     expected = [False] * len(before) + [True] * (len(own) + 1)
     expected[0] = False
     assert row.is_target == expected
+
+
+@given(st.tuples(st.integers(0, 44), st.integers(0, 44)).map(sorted))
+@examples
+def test_a_token_that_reaches_out_of_the_learned_part_does_not_count(
+    tokenizer: PreTrainedTokenizerBase, learned: list[int]
+) -> None:
+    """A template may mark half a word; the tokens wholly inside count, and no other."""
+    text, (start, end) = "The harbour of Orlen is called Tidegate, yes.", learned
+    piece = Piece(text, ((start, end),))
+    (row,) = Tokeniser(tokenizer, 99).tokenise([RenderedExample("x:1", (piece,), ends_text=False)])
+    position = 0
+    for index, (token, counts) in enumerate(zip(row.input_ids, row.is_target, strict=True)):
+        after = position + len(tokenizer.decode([token]))
+        assert counts == (index > 0 and start <= position and after <= end)
+        position = after
+    assert position == len(text)
 
 
 @given(st.lists(st.sampled_from(sorted(CASES)), min_size=1, max_size=8), st.integers(2, 60))
