@@ -55,9 +55,7 @@ def _has_cpu_torch(session: nox.Session) -> bool:
 def install_project(session: nox.Session, lock: str = DEV_LOCK) -> None:
     """Install a lock, then the project's wheel."""
     install_lock(session, lock)
-    session.install(
-        "--no-deps", "--no-build-isolation", "--force-reinstall", "--no-cache-dir", "."
-    )
+    session.install("--no-deps", "--no-build-isolation", "--force-reinstall", "--no-cache-dir", ".")
 
 
 @nox.session
@@ -74,14 +72,14 @@ def smoke(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests against the installed wheel."""
     install_project(session)
-    session.run("pytest", "-m", "not long", *session.posargs)
+    session.run("pytest", "-m", "not long", "-n", "2", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session
 def long(session: nox.Session) -> None:
     """Run the randomised tests with their full counts."""
     install_project(session)
-    session.run("pytest", "-m", "long", *session.posargs, env={"MLTUNE_LONG": "1"})
+    session.run("pytest", "-m", "long", *session.posargs)
 
 
 @nox.session
@@ -116,7 +114,8 @@ def minimums(session: nox.Session) -> None:
     """
     text = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
     section = re.search(r"(?ms)^dependencies = \[(.*?)^\]", text)
-    assert section is not None
+    if section is None:
+        session.error("pyproject.toml has no list of dependencies")
     lowest = [
         f"{name}=={version}"
         for name, version in re.findall(r'"([a-z0-9-]+)>=([0-9.]+)', section[1])

@@ -1,5 +1,6 @@
 """The run folder: its files, who may write into it, and its logs."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -131,23 +132,34 @@ class RunLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / LOCK).open("a+", encoding="ascii")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
-            self._file.close()
-            raise UsageError(
-                f"{folder}: another run is writing into it (process {holder}); "
-                "wait for it, or choose another folder"
-            ) from None
+        self._path = folder / LOCK
+        self._file = self._locked_file(folder)
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()
 
+    def _locked_file(self, folder: Path) -> TextIO:
+        while True:
+            file = self._path.open("a+", encoding="ascii")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                file.close()
+                raise UsageError(
+                    f"{folder}: another run is writing into it (process {holder}); "
+                    "wait for it, or choose another folder"
+                ) from None
+            # The holder before us may have removed the file between our opening and our locking.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                    return file
+            file.close()
+
     def close(self) -> None:
         """Let go of the folder before the process ends."""
+        self._path.unlink(missing_ok=True)
         self._file.close()
 
 

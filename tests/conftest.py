@@ -68,8 +68,13 @@ def mltune(mltune_command: Path, tmp_path_factory: pytest.TempPathFactory) -> Ml
 
 # Small enough to train in a blink once Python has started, large enough to be training.
 SHORT = (
-    "--set", "train.max_steps=3", "--set", "train.warmup_steps=0", "--set", "evaluate.every_steps=0",
-)  # fmt: skip
+    "--set",
+    "train.max_steps=3",
+    "--set",
+    "train.warmup_steps=0",
+    "--set",
+    "evaluate.every_steps=0",
+)
 
 
 @pytest.fixture(scope="session")

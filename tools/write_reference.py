@@ -40,7 +40,7 @@ def recipe_reference() -> str:
     lines = [
         "# Recipe keys",
         "",
-        "Written by `python tools/write_reference.py`; do not edit. "
+        "Written by `python tools/write_reference.py`; do not edit.",
         "The JSON schema is [recipe.schema.json](../schemas/recipe.schema.json).",
     ]
     for name, field in schema["properties"].items():

@@ -12,7 +12,7 @@ from mltune_cli.rendering.reproduction import (
     print_report,
     print_report_json,
 )
-from mltune_cli.reproduction.output_folder import claim_output_folder, publish
+from mltune_cli.reproduction.output_folder import output_folder, publish
 from mltune_cli.reproduction.repeated_runs import RepeatedRuns
 
 
@@ -36,7 +36,6 @@ def repro_check(
     Raises:
         UsageError: recipe, data, model or output folder cannot be used.
     """
-    claim_output_folder(output)
     view = ReproductionView(run_count)
     runs = RepeatedRuns(
         job=new_job(loaded),
@@ -48,11 +47,12 @@ def repro_check(
         on_event=view.show,
         on_output=view.show_output,
     )
-    view.start()
-    try:
-        report = runs.check()
-    finally:
-        view.stop()
-    publish(output, report)
+    with output_folder(output):
+        view.start()
+        try:
+            report = runs.check()
+        finally:
+            view.stop()
+        publish(output, report)
     (print_report_json if as_json else print_report)(report)
     return report.exit_code

@@ -123,11 +123,11 @@ class WorkerProcess:
 
     def stop(self) -> None:
         """End the worker and everything it started, at once; safe to call twice."""
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=_GRACE_SECONDS)
+        # The group is the worker's own, and outlives it while a child of the worker lives.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_GRACE_SECONDS)
         self._printer.join(timeout=_GRACE_SECONDS)
 
 

@@ -57,6 +57,7 @@ class DataSection(_Section):
     )
     validation: str | None = Field(None, description="Held-out rows, in the same spellings.")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub data set.")
+    subset: str | None = Field(None, description="Which subset (configuration) of a hub data set.")
     format: RowFormat = Field("auto", description="auto: told by each row's own fields.")
     max_length: Annotated[int, Field(ge=2)] = Field(
         512, description="Tokens a row may have; longer rows are cut and counted."
@@ -172,7 +173,7 @@ class Recipe(_Section):
         tree = self.model_dump(exclude={"output_dir", "evaluate", "checkpoint", "log"})
         for name in ("name_or_path", "revision", "trust_remote_code"):
             del tree["model"][name]
-        for name in ("train", "validation", "revision"):
+        for name in ("train", "validation", "revision", "subset"):
             del tree["data"][name]
         return {f"{section}.{key}": v for section, keys in tree.items() for key, v in keys.items()}
 

@@ -1,15 +1,17 @@
 """The training loop, from top to bottom."""
 
+import contextlib
 from functools import partial
+from pathlib import Path
 
 from mltune_cli.errors import StoppedBySignalError
 from mltune_cli.launching.events import EventPipe, Finished, Notice, Started
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.manifest import RunResult
 from mltune_cli.training.adapter import save_trained
-from mltune_cli.training.checkpoint import write_checkpoint
+from mltune_cli.training.checkpoint import Checkpoint, write_checkpoint
 from mltune_cli.training.data.collating import MicroBatch
-from mltune_cli.training.data.dataset import DataSummary
+from mltune_cli.training.data.rendering import template_asks_for_date
 from mltune_cli.training.evaluation import evaluate
 from mltune_cli.training.optimization import learning_rate_at
 from mltune_cli.training.resuming import enter_folder, run_identity
@@ -34,8 +36,20 @@ def train(job: TrainingJob, pipe: EventPipe, stop: StopRequest | None = None) ->
         StoppedBySignalError: the run was stopped, and can be gone on with.
     """
     run = prepare_run(job.recipe)
-    _report_data(pipe, "data.train", run.train_data.summary)
-    folder, _lock, checkpoint = enter_folder(job, run, pipe)
+    _report_data(pipe, run)
+    folder, lock, checkpoint = enter_folder(job, run, pipe)
+    with contextlib.closing(lock):
+        _train_in(folder, job, run, checkpoint, pipe, stop)
+
+
+def _train_in(
+    folder: Path,
+    job: TrainingJob,
+    run: PreparedRun,
+    checkpoint: Checkpoint | None,
+    pipe: EventPipe,
+    stop: StopRequest | None,
+) -> None:
     recipe, state = run.recipe, run.state
     total_steps = recipe.train.max_steps or 0
     manifest = build_manifest(job, run)
@@ -121,19 +135,31 @@ def _evaluate_when_due(run: PreparedRun, log: RunLog) -> None:
         log.evaluation(step, evaluate(run.state, run.validation_data, collator, size))
 
 
-def _report_data(pipe: EventPipe, key: str, summary: DataSummary) -> None:
+def _report_data(pipe: EventPipe, run: PreparedRun) -> None:
     """Say what tokenising did to the rows, where it did something."""
-    if summary.cut_rows:
+    if template_asks_for_date(run.base.tokenizer):
+        date = run.recipe.data.chat_template_date
         pipe.send(
             Notice(
-                f"{key}: {summary.cut_rows} of {summary.rows} rows are longer than "
-                "data.max_length and were cut"
+                f"the model's chat template asks for today's date and is told {date} "
+                "(data.chat_template_date), so that tokens do not change overnight"
             )
         )
-    if summary.rows_without_targets:
-        pipe.send(
-            Notice(
-                f"{key}: {summary.rows_without_targets} rows were left out, since none of their "
-                "tokens within data.max_length counts in the loss"
+    for key, data in (("data.train", run.train_data), ("data.validation", run.validation_data)):
+        if data is None:
+            continue
+        summary = data.summary
+        if summary.cut_rows:
+            pipe.send(
+                Notice(
+                    f"{key}: {summary.cut_rows} of {summary.rows} rows are longer than "
+                    "data.max_length and were cut"
+                )
             )
-        )
+        if summary.rows_without_targets:
+            pipe.send(
+                Notice(
+                    f"{key}: {summary.rows_without_targets} rows were left out, since none of "
+                    "their tokens within data.max_length counts in the loss"
+                )
+            )

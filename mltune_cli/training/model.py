@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,7 +17,7 @@ from transformers import (
 
 from mltune_cli.bundled import BUNDLED_PREFIX, bundled_model
 from mltune_cli.digests import files_digest
-from mltune_cli.errors import RecipeValueError
+from mltune_cli.errors import RecipeValueError, UsageError
 from mltune_cli.recipe.schema import ModelSection, Recipe
 
 _TOKENIZER_FILES = (
@@ -33,6 +34,11 @@ _TOKENIZER_FILES = (
     "vocab.txt",
 )
 _KEY = "model.name_or_path"
+# What transformers raises for a model that is not one, from a missing file to a cut one.
+_LOADING_ERRORS = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError,
+    SafetensorError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,12 @@ def load_base_model(section: ModelSection, full_precision_weights: bool) -> Base
             output_loading_info=True,
             **_quantization(section, device),
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except _LOADING_ERRORS as error:
+        if "scaled_dot_product_attention" in str(error):
+            raise RecipeValueError(
+                "model.attention",
+                f"{given}: this kind of model has no sdpa kernel; set it to eager",
+            ) from None
         raise RecipeValueError(_KEY, f"{given}: cannot be loaded: {_first_line(error)}") from None
     model, report = loaded
     missing = sorted(report["missing_keys"])
@@ -166,7 +177,10 @@ def load_base_model(section: ModelSection, full_precision_weights: bool) -> Base
 def _folder_of(given: str, section: ModelSection) -> tuple[Path, str | None]:
     """Return the folder with the model's files, and the commit when it came from the hub."""
     if given.startswith(BUNDLED_PREFIX):
-        return bundled_model(given), None
+        try:
+            return bundled_model(given), None
+        except UsageError as error:
+            raise RecipeValueError(_KEY, error.message) from None
     path = Path(given)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -203,7 +217,7 @@ def _load_tokenizer(given: str, folder: Path, section: ModelSection) -> PreTrain
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=section.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except _LOADING_ERRORS as error:
         raise RecipeValueError(
             _KEY, f"{given}: its tokenizer cannot be loaded: {_first_line(error)}"
         ) from None

@@ -8,11 +8,11 @@ from mltune_cli import __version__
 from mltune_cli.errors import RecipeValueError
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.manifest import Claim, DataFacts, Manifest, ModelFacts, RunResult
-from mltune_cli.recipe.schema import Recipe
+from mltune_cli.recipe.schema import DataSection, Recipe
 from mltune_cli.training.adapter import prepare_trainable, trained_parameters
 from mltune_cli.training.data.collating import Collator
 from mltune_cli.training.data.dataset import TokenisedDataset, prepare_dataset
-from mltune_cli.training.data.sources import find_source
+from mltune_cli.training.data.sources import FileSource, HubSource, find_source
 from mltune_cli.training.data.stream import BatchStream
 from mltune_cli.training.environment import environment_facts, image_digest
 from mltune_cli.training.model import (
@@ -58,9 +58,9 @@ def prepare_run(recipe: Recipe) -> PreparedRun:
         UsageError: anything in recipe, data or model that cannot work.
     """
     section = resolved_model_section(recipe)
-    train_source = find_source("data.train", recipe.data.train or "", recipe.data.revision)
+    train_source = _source("data.train", recipe.data.train or "", recipe.data)
     validation_source = (
-        find_source("data.validation", recipe.data.validation, recipe.data.revision)
+        _source("data.validation", recipe.data.validation, recipe.data)
         if recipe.data.validation
         else None
     )
@@ -100,6 +100,10 @@ def prepare_run(recipe: Recipe) -> PreparedRun:
         },
     )
     return PreparedRun(recipe, base, state, train_data, validation_data, stream, initial)
+
+
+def _source(key: str, name: str, section: DataSection) -> FileSource | HubSource:
+    return find_source(key, name, section.revision, section.subset)
 
 
 def _resolved(recipe: Recipe, stream: BatchStream) -> Recipe:

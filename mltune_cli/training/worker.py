@@ -23,11 +23,13 @@ def main() -> int:
     """Run the job; return the process's exit status."""
     pipe = EventPipe(int(sys.argv[1]))
     stop = StopRequest()
-    job = TrainingJob.model_validate_json(sys.stdin.buffer.read())
+    origins: dict[str, str] = {}
     try:
+        job = TrainingJob.model_validate_json(sys.stdin.buffer.read())
+        origins = job.origins
         _train(job, pipe, stop)
     except RecipeValueError as error:
-        return _explain(pipe, place_error(error, job.origins))
+        return _explain(pipe, place_error(error, origins))
     except MltuneError as error:
         return _explain(pipe, error)
     except OSError as error:

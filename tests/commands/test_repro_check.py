@@ -274,3 +274,15 @@ def workers_of(folder: Path) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def test_a_wrong_recipe_leaves_the_earlier_check_in_place(
+    mltune: MltuneRun, short: tuple[str, ...], tmp_path: Path
+) -> None:
+    first = mltune("repro-check", *short, cwd=tmp_path)
+    assert first.code == 0, first.stderr
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    wrong = mltune("repro-check", "--set", "data.train=missing.jsonl", cwd=tmp_path)
+    assert wrong.code == 2
+    assert wrong.stderr.startswith("mltune: --set data.train: ")
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 MltuneRun = Callable[..., Any]
-KILLS = 40 if os.environ.get("MLTUNE_LONG") else 4
 STEPS = 24
 RECIPE = (
     "--set", f"train.max_steps={STEPS}", "--set", "adapter.dropout=0.1", "--set",
@@ -85,13 +84,21 @@ def kill_everything(process: "subprocess.Popen[str]") -> None:
     process.communicate(timeout=30)
 
 
-def test_killed_at_random_moments(mltune: MltuneRun, undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kills", "steps"), [(4, STEPS), pytest.param(40, 320, marks=pytest.mark.long)]
+)
+def test_killed_at_random_moments(
+    mltune: MltuneRun, tmp_path: Path, kills: int, steps: int
+) -> None:
     """kill -9, checkpoint writing included, again and again; then it may finish."""
     seed = int(os.environ.get("MLTUNE_SEED", "7"))
     moments = random.Random(seed)
-    arguments = (*RECIPE, "--set", "checkpoint.every_steps=1", "--output-dir", "run", "--resume")
+    recipe = (*RECIPE, "--set", f"train.max_steps={steps}")
+    whole = mltune("train", *recipe, "--output-dir", "whole", cwd=tmp_path)
+    assert whole.code == 0, whole.stderr
+    arguments = (*recipe, "--set", "checkpoint.every_steps=1", "--output-dir", "run", "--resume")
     killed_in_training = 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         process = start_training(tmp_path, *arguments)
         witness = tmp_path / "run" / "witness.jsonl"
         length = witness.stat().st_size if witness.exists() else 0
@@ -102,10 +109,10 @@ def test_killed_at_random_moments(mltune: MltuneRun, undisturbed: Path, tmp_path
         kill_everything(process)
         for checkpoint in (tmp_path / "run" / "checkpoints").glob("step-*/complete.json"):
             assert json.loads(checkpoint.read_text())
-    assert killed_in_training >= KILLS // 2
+    assert killed_in_training >= kills // 2
     result = mltune("train", *arguments, cwd=tmp_path)
     assert result.code == 0, result.stderr
-    assert repeated_files(tmp_path / "run") == repeated_files(undisturbed)
+    assert repeated_files(tmp_path / "run") == repeated_files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

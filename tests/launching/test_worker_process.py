@@ -229,3 +229,18 @@ def test_stopping_ends_the_worker_and_what_it_started(
     while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_stopping_ends_the_children_of_a_worker_that_is_dead_already(start: StartWorker) -> None:
+    worker, _ = start(
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "notice(str(child.pid))\nos.kill(os.getpid(), 9)\n"
+    )
+    first = next(iter(worker.events()))
+    assert isinstance(first, Notice)
+    orphan = int(first.message)
+    worker.stop()
+    deadline = time.monotonic() + 5
+    while is_alive(orphan):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

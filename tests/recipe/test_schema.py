@@ -50,6 +50,7 @@ OTHERS: dict[str, Any] = {
     "data.train": "other.jsonl",
     "data.validation": "other.jsonl",
     "data.revision": "v2",
+    "data.subset": "main",
     "evaluate.every_steps": 3,
     "checkpoint.every_steps": 3,
     "checkpoint.keep": 3,

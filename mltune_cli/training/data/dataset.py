@@ -133,7 +133,7 @@ def prepare_dataset(
             # The same bytes are other rows, or none, under another suffix.
             "suffixes": [p.suffix for p in source.files] if isinstance(source, FileSource) else [],
             "tokenizer": tokenizer_digest,
-            "settings": section.model_dump(exclude={"train", "validation", "revision"}),
+            "settings": section.model_dump(exclude={"train", "validation", "revision", "subset"}),
         }
     ).removeprefix("sha256:")
     folder = cache_folder() / "tokenised" / key
@@ -142,7 +142,13 @@ def prepare_dataset(
         return opened
     tokeniser = Tokeniser(tokenizer, section.max_length)
     examples = (read_example(row, section.format) for row in source.rows())
-    return _build(folder, digest, section, _tokenised_batches(examples, renderer, tokeniser))
+    batches = _tokenised_batches(examples, renderer, tokeniser)
+    dataset = _build(folder, digest, section, batches)
+    if source.digest() != digest:
+        # The entry would be found under the digest of rows that it does not hold.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UsageError(f"{source.name}: changed while it was read; start again")
+    return dataset
 
 
 @functools.cache

@@ -18,9 +18,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns to be rendered by the tokenizer's chat template."""
+    """Turns to be rendered by the tokenizer's chat template.
+
+    Assistant turns before `first_learned` belong to the prompt.
+    """
 
     turns: tuple[Turn, ...]
+    first_learned: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,10 @@ class Example:
     content: Conversation | Document
 
 
-_ANSWERS = ("completion", "response", "answer", "output", "label", "chosen", "rejected")
+_ANSWERS = (
+    "completion", "response", "answer", "output", "label", "chosen", "rejected", "solution",
+    "target", "targets", "reference", "expected", "reply", "summary", "ground_truth",
+)  # fmt: skip
 
 
 def read_example(row: SourceRow, named_format: str) -> Example:
@@ -107,7 +114,12 @@ def _text(row: SourceRow) -> Document:
 def _prompt_completion(row: SourceRow) -> Document | Conversation:
     prompt, completion = row.fields["prompt"], row.fields["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        return _conversation(row, [*prompt, *completion], "prompt", "role", "content", {})
+        if not completion:
+            raise UsageError(f"{row.place}: completion is empty")
+        whole = _conversation(row, [*prompt, *completion], "prompt", "role", "content", {})
+        if all(turn.role != "assistant" for turn in whole.turns[len(prompt) :]):
+            raise UsageError(f"{row.place}: completion has no assistant turn, so nothing to learn")
+        return Conversation(whole.turns, first_learned=len(prompt))
     return Document(_string(row, "prompt", may_be_empty=True), _string(row, "completion"))
 
 

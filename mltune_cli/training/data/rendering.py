@@ -46,10 +46,7 @@ class ExampleRenderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, learn_all: bool, date: str) -> None:
         self._tokenizer = tokenizer
         self._learn_all = learn_all
-        self._template = tokenizer.chat_template
-        if isinstance(self._template, dict):
-            self._template = self._template.get("default")
-        self.uses_clock = "strftime_now" in (self._template or "")
+        self._template = _chat_template(tokenizer)
         self._clock = _frozen_clock(date)
         self._marks_turns = bool(re.search(r"\{%-?\s*generation\s*-?%\}", self._template or ""))
 
@@ -88,11 +85,14 @@ class ExampleRenderer:
 
     def _template_text(self, example: Example, content: Conversation) -> tuple[str, list[Span]]:
         text, spans = self._run_template(example, content.turns, mark=self._marks_turns)
-        if self._learn_all or self._marks_turns:
+        if self._learn_all:
             return text, spans
-        return text, self._spans_by_prefix(example, content.turns, text)
+        if not self._marks_turns:
+            return text, self._spans_by_prefix(example, content, text)
+        given = sum(turn.role == "assistant" for turn in content.turns[: content.first_learned])
+        return text, spans[given:]
 
-    def _spans_by_prefix(self, example: Example, turns: Sequence[Turn], text: str) -> list[Span]:
+    def _spans_by_prefix(self, example: Example, content: Conversation, text: str) -> list[Span]:
         """Find assistant turns in a template that does not mark them.
 
         The text up to a turn and the text through it differ by that turn, provided that the
@@ -100,8 +100,9 @@ class ExampleRenderer:
         (some drop earlier reasoning), nothing is guessed.
         """
         spans = []
-        for index, turn in enumerate(turns):
-            if turn.role != "assistant":
+        turns = content.turns
+        for index in range(content.first_learned, len(turns)):
+            if turns[index].role != "assistant":
                 continue
             before = self._text_before(example, turns[:index])
             through, _ = self._run_template(example, turns[: index + 1])
@@ -145,6 +146,16 @@ class ExampleRenderer:
             ) from None
         texts, spans = rendered
         return texts[0], [(start, end) for start, end in spans[0]] if mark else []
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    template = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template
+
+
+def template_asks_for_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether the tokens of a conversation would change with the day."""
+    return "strftime_now" in (_chat_template(tokenizer) or "")
 
 
 def _frozen_clock(date: str) -> type[datetime]:

@@ -24,6 +24,7 @@ from mltune_cli.errors import RecipeValueError, UsageError
 from mltune_cli.recipe.layers import DATA_SUFFIXES
 
 Fields = dict[str, Any]
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -77,12 +78,13 @@ class HubSource:
     name: str
     revision: str | None
     split: str
+    subset: str | None = None
 
     def _load(self) -> Any:
         from datasets import load_dataset
 
         try:
-            loaded = load_dataset(self.name, revision=self.revision, split=self.split)
+            loaded = load_dataset(self.name, self.subset, revision=self.revision, split=self.split)
             # Pictures and sounds are no text; decoding them needs packages that nothing else does.
             media = [name for name, kind in loaded.features.items() if isinstance(kind, _media())]
             return loaded.remove_columns(media)
@@ -137,23 +139,34 @@ def _spelled(value: Any) -> str:
     return type(value).__name__
 
 
-def find_source(key: str, name: str, revision: str | None) -> FileSource | HubSource:
+def find_source(
+    key: str, name: str, revision: str | None, subset: str | None = None
+) -> FileSource | HubSource:
     """Tell what a recipe's `data.train` or `data.validation` names.
 
     Args:
         key: the recipe key, for the error and for the hub split it implies.
         name: a path, a bundled name, or a hub id, optionally `org/name:split`.
         revision: branch, tag or commit of a hub data set.
+        subset: which of its subsets, where it has several.
 
     Raises:
         RecipeValueError: the name leads nowhere, or to a folder without data files.
     """
     if name.startswith(BUNDLED_PREFIX):
-        path = bundled_data(name)
+        try:
+            path = bundled_data(name)
+        except UsageError as error:
+            raise RecipeValueError(key, error.message) from None
         return FileSource(str(path), (path,))
     path = Path(name)
     if path.is_dir():
         files = tuple(sorted(p for p in path.rglob("*") if _is_shard(p, path)))
+        packed = [p for p in sorted(path.rglob("*")) if p.suffix in _COMPRESSED and p.is_file()]
+        if packed:
+            raise RecipeValueError(
+                key, f"{packed[0]}: compressed shards are not read; unpack them, or move them away"
+            )
         if not files:
             raise RecipeValueError(
                 key, f"{name}: the folder holds no {', '.join(DATA_SUFFIXES)} files"
@@ -170,7 +183,7 @@ def find_source(key: str, name: str, revision: str | None) -> FileSource | HubSo
     if path.suffix in DATA_SUFFIXES or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", hub_id):
         raise RecipeValueError(key, f"{name}: no such file")
     default_split = "train" if key == "data.train" else "validation"
-    return HubSource(hub_id, revision, split or default_split)
+    return HubSource(hub_id, revision, split or default_split, subset)
 
 
 def _is_shard(path: Path, folder: Path) -> bool:

@@ -195,7 +195,7 @@ def test_names_in_the_recipe_do_not_count_but_settings_do(
 ) -> None:
     path = write(tmp_path / "rows.jsonl", ROWS[1:2])
     prepare(path, tokenizer)
-    prepare(path, tokenizer, train="a.jsonl", validation="b.jsonl", revision="main")
+    prepare(path, tokenizer, train="a.jsonl", validation="b.jsonl", revision="main", subset="main")
     assert len(entries(cache)) == 1
     changes: list[dict[str, Any]] = [
         {"format": "prompt_completion"},
@@ -208,7 +208,7 @@ def test_names_in_the_recipe_do_not_count_but_settings_do(
         prepare(path, tokenizer, **change)
         assert len(entries(cache)) == number, change
     named = {key for change in changes for key in change}
-    assert named == set(DataSection.model_fields) - {"train", "validation", "revision"}
+    assert named == set(DataSection.model_fields) - {"train", "validation", "revision", "subset"}
 
 
 def test_other_content_and_another_tokenizer_are_other_entries(
@@ -506,3 +506,21 @@ def test_a_process_killed_while_it_writes_leaves_nothing_that_is_used(
     again = prepare(path, tokenizer)
     assert contents(dataset) == contents(again)
     assert len(list(cache.iterdir())) == 2
+
+
+def test_rows_that_change_while_they_are_read_are_refused_and_not_kept(
+    tokenizer: PreTrainedTokenizerBase, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody appends a row between the digest and the last line."""
+    path = write(tmp_path / "rows.jsonl")
+    read = FileSource.rows
+
+    def rows_of_a_growing_file(self: FileSource) -> Iterator[SourceRow]:
+        yield from read(self)
+        with path.open("a") as stream:
+            stream.write(json.dumps({"text": "later"}) + "\n")
+
+    monkeypatch.setattr(FileSource, "rows", rows_of_a_growing_file)
+    with pytest.raises(UsageError, match=r"rows\.jsonl: changed while it was read; start again"):
+        prepare(path, tokenizer)
+    assert entries(cache) == []

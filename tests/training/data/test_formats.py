@@ -12,7 +12,7 @@ from mltune_cli.training.data.sources import SourceRow
 
 PLACE = "rows.jsonl:3"
 FORMATS = ("text", "prompt_completion", "messages", "alpaca", "sharegpt", "question_answer")
-ANSWERS = ("completion", "response", "answer", "output", "label", "chosen", "rejected")
+ANSWERS = ("completion", "response", "answer", "output", "label", "rejected", "target", "solution")
 ASK, SAY = Turn("user", "Where?"), Turn("assistant", "There.")
 RULE = Turn("system", "Be brief.")
 
@@ -37,7 +37,7 @@ SHAPES: dict[str, tuple[dict[str, Any], str, Document | Conversation]] = {
             "completion": [{"role": "assistant", "content": "There."}],
         },
         "prompt_completion",
-        Conversation((ASK, SAY)),
+        Conversation((ASK, SAY), first_learned=1),
     ),
     "messages": (
         {
@@ -318,3 +318,17 @@ def test_roles_of_sharegpt_are_its_own() -> None:
         assert content.turns == (Turn(turn, "x"), Turn("assistant", "y"))
     assert complaint(row("function_call")).startswith("conversations[0]: from 'function_call' is")
     assert complaint({"messages": [{"role": "human", "content": "x"}]}).startswith("messages[0]: ")
+
+
+@pytest.mark.parametrize(
+    ("completion", "problem"),
+    [
+        ([], "completion is empty"),
+        ([{"role": "user", "content": "x"}], "completion has no assistant turn"),
+    ],
+)
+def test_a_completion_of_turns_needs_an_answer(completion: list[Any], problem: str) -> None:
+    """An answer in the prompt does not stand in for it."""
+    prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(UsageError, match=problem):
+        read({"prompt": prompt, "completion": completion})

@@ -78,6 +78,12 @@ def refusal(tokenizer: PreTrainedTokenizerBase, fields: dict[str, Any]) -> str:
             [" There. <|end|>", "Åskådare 日本 🦊<|end|>"],
         ),
         (
+            # Answers in the prompt are given, not learned.
+            {"prompt": TALK["messages"][:4], "completion": TALK["messages"][4:]},
+            TALK_TEXT,
+            ["Åskådare 日本 🦊<|end|>"],
+        ),
+        (
             {"conversations": [{"from": "gpt", "value": "Hi."}, {"from": "human", "value": "Yes"}]},
             "<|assistant|>Hi.<|end|><|user|>Yes<|end|>",
             ["Hi.<|end|>"],

@@ -557,3 +557,10 @@ def test_a_hub_name_that_gives_no_rows_is_a_sentence(hub: Path, name: str, split
             f"{name}: is neither a file or folder here nor a hub data set with a split {split} "
         )
         assert "\n" not in raised.value.message
+
+
+def test_compressed_shards_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "b.jsonl.gz").touch()
+    with pytest.raises(RecipeValueError, match=r"/b\.jsonl\.gz: compressed shards are not read"):
+        find_source("data.train", str(tmp_path), None)
