@@ -28,6 +28,9 @@ class TrainingView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._take_bar_down()
+
+    def _take_bar_down(self) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -48,6 +51,7 @@ class TrainingView:
             case Evaluated():
                 self.show_output(f"step {event.step}: held-out loss {event.loss:.4f}")
             case Finished():
+                self._take_bar_down()  # the result is for stdout, which the bar knows nothing of
                 stdout().print(
                     f"done: last loss {event.last_loss:.4f}, {event.trained}", markup=False
                 )
