@@ -10,7 +10,7 @@ import typer
 import typer.core
 
 from mltune_cli import __version__
-from mltune_cli.errors import ExitCode, MltuneError
+from mltune_cli.errors import ExitCode, MltuneError, StoppedBySignalError, UsageError
 
 ConfigOption = Annotated[
     Path | None,
@@ -42,7 +42,7 @@ class _ExitCodeGroup(typer.core.TyperGroup):
         arguments = sys.argv[1:] if given is None else list(given)
         try:
             code = self._run(arguments)
-        except MltuneError as error:
+        except (MltuneError, StoppedBySignalError) as error:
             code = error.exit_code
             _say(error.message)
         except _CommandLineError as error:
@@ -220,7 +220,7 @@ def repro_check(
         Path, typer.Option("--output", metavar="DIR", help="Where runs and report are kept.")
     ] = Path("repro_output"),
     timeout: Annotated[
-        float | None, typer.Option("--timeout", min=0, help="Give up after so many seconds.")
+        float | None, typer.Option("--timeout", help="Give up after so many seconds.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -228,6 +228,8 @@ def repro_check(
     from mltune_cli.commands import repro_check as command
     from mltune_cli.recipe.layers import load_recipe
 
+    if timeout is not None and timeout <= 0:
+        raise UsageError("--timeout: must be more than 0 seconds")
     loaded = load_recipe(config, {}, assignments or ())
     raise typer.Exit(
         command.repro_check(

@@ -1,5 +1,6 @@
 """The one exception base, and the exit codes that every command answers with."""
 
+import errno
 from enum import IntEnum
 
 
@@ -52,10 +53,32 @@ class NoVerdictError(MltuneError):
     exit_code = ExitCode.NO_VERDICT
 
 
-class StoppedBySignalError(MltuneError):
-    """A Ctrl-C or a SIGTERM ended the command."""
+class StoppedBySignalError(BaseException):
+    """A Ctrl-C or a SIGTERM ended the command.
+
+    Like KeyboardInterrupt no `Exception`: no library that catches those may swallow it.
+    """
 
     def __init__(self, exit_code: ExitCode, message: str | None = None) -> None:
         word = "interrupted" if exit_code is ExitCode.INTERRUPTED else "terminated"
         super().__init__(message or word)
+        self.message = message or word
         self.exit_code = exit_code
+
+
+_MACHINE_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+)  # fmt: skip
+_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error of Python, of torch or of the system is about memory."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(phrase in text for phrase in _MEMORY_PHRASES)
+
+
+def is_machine_failure(error: BaseException) -> bool:
+    """Tell a machine that failed (full disk, no memory) from input that is wrong."""
+    has_failed = isinstance(error, OSError) and error.errno in _MACHINE_ERRORS
+    return has_failed or is_out_of_memory(error)

@@ -98,7 +98,12 @@ class GitFacts(_Frozen):
 
 
 class Manifest(_Frozen):
-    """A run's manifest."""
+    """A run's manifest.
+
+    Attributes:
+        environment: of the last steps; `environment_classes` are those of all steps, more than
+            one where a run was gone on with elsewhere.
+    """
 
     schema_name: Literal["mltune.manifest/1"] = "mltune.manifest/1"
     mltune: str
@@ -111,6 +116,7 @@ class Manifest(_Frozen):
     validation_data: DataFacts | None
     environment: EnvironmentFacts
     environment_class: str
+    environment_classes: list[str]
     processes: int
     git: GitFacts | None
     image_digest: str | None

@@ -18,6 +18,7 @@ EVALUATION_LOG, TIMINGS_LOG = "evaluation_log.jsonl", "timings.jsonl"
 LAST_LOSS, CHECKPOINTS = "last_loss.txt", "checkpoints"
 ADAPTER, MODEL = "adapter", "model"
 LOCK = ".lock"
+_PROBE = ".mltune-probe-"
 # What a kill in the first moment may leave: nothing of a run yet.
 _PRELUDE = frozenset({LOCK, f"{MANIFEST_FILE}.part"})
 RUN_ENTRIES = frozenset(
@@ -74,7 +75,9 @@ def _is_other_than_folder(path: Path) -> bool:
 
 def _entries(folder: Path) -> list[str]:
     try:
-        return sorted(path.name for path in folder.iterdir())
+        # A probe's folder stays behind where the probing process was killed.
+        names = (path.name for path in folder.iterdir())
+        return sorted(name for name in names if not name.startswith(_PROBE))
     except (FileNotFoundError, NotADirectoryError):
         return []  # below a file: `_require_writable` will say so
     except OSError as error:
@@ -87,7 +90,7 @@ def _require_writable(folder: Path) -> None:
     while not existing.exists():
         existing = existing.parent
     try:
-        Path(tempfile.mkdtemp(prefix=".mltune-probe-", dir=existing)).rmdir()
+        Path(tempfile.mkdtemp(prefix=_PROBE, dir=existing)).rmdir()
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None
 
@@ -104,10 +107,14 @@ def claim_folder(folder: Path, overwrite: bool, resume: bool = False) -> "RunLoc
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = RunLock(folder)
-        require_writable_target(folder, overwrite, resume)
-        for name in _entries(folder):
-            if name != LOCK and not resume:
-                remove(folder / name)
+        try:
+            require_writable_target(folder, overwrite, resume)
+            for name in _entries(folder):
+                if name != LOCK and not resume:
+                    remove(folder / name)
+        except BaseException:
+            lock.close()
+            raise
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None
     return lock

@@ -172,7 +172,8 @@ def test_the_version_is_the_packages(mltune: Any, tmp_path: Path) -> None:
         (["train", "recipe.yaml"], "Got unexpected extra argument"),
         (["diff", "a"], "Missing argument 'B' (see mltune diff --help)"),
         (["repro-check", "--runs", "1"], "Invalid value for '--runs'"),
-        (["repro-check", "--timeout", "-1"], "Invalid value for '--timeout'"),
+        (["repro-check", "--timeout", "-1"], "--timeout: must be more than 0 seconds"),
+        (["repro-check", "--timeout", "0"], "--timeout: must be more than 0 seconds"),
     ],
 )
 def test_a_mistake_in_the_command_line_is_one_sentence(

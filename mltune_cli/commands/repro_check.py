@@ -36,6 +36,7 @@ def repro_check(
     Raises:
         UsageError: recipe, data, model or output folder cannot be used.
     """
+    output = Path(os.path.abspath(output))  # noqa: PTH100 - workers start at the same place
     view = ReproductionView(run_count)
     runs = RepeatedRuns(
         job=new_job(loaded),

@@ -9,6 +9,7 @@ from types import FrameType
 from mltune_cli.commands.git_facts import current_commit
 from mltune_cli.commands.stopping import raise_on_signals
 from mltune_cli.errors import ExitCode, UsageError
+from mltune_cli.launching.events import Notice, Started
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.launching.worker_process import WorkerProcess
 from mltune_cli.recipe.layers import LoadedRecipe
@@ -17,6 +18,9 @@ from mltune_cli.rendering.training import TrainingView
 from mltune_cli.run_folder import require_writable_target
 
 RUNS_FOLDER = "runs"
+_FILLED_IN = (
+    "without --config, what you did not name comes from the smoke recipe; --dry-run shows it"
+)
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,19 @@ def train(loaded: LoadedRecipe, start: StartingPoint, *, dry_run: bool) -> ExitC
         pass_signals_to(worker, view)
         try:
             for event in worker.events():
+                if isinstance(event, Started) and _fills_in_from_smoke(loaded):
+                    view.show(Notice(_FILLED_IN))
                 view.show(event)
         finally:
             worker.stop()
     return ExitCode.OK
+
+
+def _fills_in_from_smoke(loaded: LoadedRecipe) -> bool:
+    """Tell whether somebody's own model or rows are trained with the smoke recipe's settings."""
+    is_bundled = {key: "(bundled)" in origin for key, origin in loaded.origins.items()}
+    own = not (is_bundled["model.name_or_path"] and is_bundled["data.train"])
+    return own and is_bundled["train.learning_rate"]
 
 
 def _require_consistent(loaded: LoadedRecipe, start: StartingPoint) -> None:
@@ -92,7 +105,7 @@ def pass_signals_to(worker: WorkerProcess, view: TrainingView) -> None:
             os.kill(os.getpid(), number)
             return
         worker.ask_to_stop(number)
-        view.show_output("stopping after this step, with a checkpoint; again to stop at once")
+        view.show_output("stopping (after the step, with a checkpoint); again to stop at once")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, take)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from mltune_cli.bundled import BUNDLED_PREFIX
 from mltune_cli.recipe.schema import Recipe
 
-# Inherited settings that change bits behind the recipe's back.
-_REMOVED = (
-    "ATEN_CPU_CAPABILITY", "CUBLASLT_WORKSPACE_SIZE", "DNNL_MAX_CPU_ISA", "GOMP_CPU_AFFINITY",
-    "KMP_AFFINITY", "MKL_CBWR", "MKL_DYNAMIC", "MKL_ENABLE_INSTRUCTIONS", "NVIDIA_TF32_OVERRIDE",
-    "OMP_DYNAMIC", "OMP_SCHEDULE", "ONEDNN_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA",
-    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+# Families of inherited settings that change bits behind the recipe's back: instruction sets,
+# thread limits, kernels picked by timing, TF32. None of them is needed to reach a GPU or a hub.
+_REMOVED_PREFIXES = (
+    "ATEN_", "CUBLAS", "CUDNN_", "DNNL_", "GOMP_", "KMP_", "MKL_", "NVIDIA_TF32", "OMP_",
+    "ONEDNN_", "OPENBLAS_", "PYTORCH_TUNABLEOP_", "TORCH_ALLOW_TF32", "TORCH_BLAS_",
+    "TORCH_CUDNN_",
 )  # fmt: skip
 
 
@@ -23,7 +23,9 @@ def worker_environment(recipe: Recipe, inherited: Mapping[str, str]) -> dict[str
         inherited: the environment of the command.
     """
     threads = str(recipe.reproducibility.threads)
-    environment = {name: value for name, value in inherited.items() if name not in _REMOVED}
+    environment = {
+        name: value for name, value in inherited.items() if not name.startswith(_REMOVED_PREFIXES)
+    }
     environment |= {
         "PYTHONHASHSEED": "0",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",

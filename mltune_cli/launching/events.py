@@ -35,7 +35,10 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class Started(Event):
-    """Everything was found good, and the run folder was made."""
+    """Everything was found good, and the run folder was made.
+
+    `units` are rows, or the packs that rows were put into.
+    """
 
     kind: ClassVar[str] = "started"
     folder: str
@@ -43,6 +46,9 @@ class Started(Event):
     trained_parameters: int
     parameters: int
     rows: int
+    units: int
+    device: str
+    dtype: str
 
 
 @dataclass(frozen=True)

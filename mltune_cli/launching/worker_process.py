@@ -17,7 +17,7 @@ from mltune_cli.errors import (
     UsageError,
 )
 from mltune_cli.launching.environment import worker_environment
-from mltune_cli.launching.events import Event, Failed, parse_event
+from mltune_cli.launching.events import Event, Failed, Finished, parse_event
 from mltune_cli.launching.job import TrainingJob
 
 _TAIL_LINES = 20
@@ -63,10 +63,26 @@ class WorkerProcess:
         finally:
             os.close(write_end)
         self._events = os.fdopen(read_end, "rb")
+        self._watcher = threading.Thread(target=self._end_with_children, daemon=True)
+        self._watcher.start()
         self._printer = threading.Thread(target=self._read_output, daemon=True)
         self._printer.start()
         with contextlib.suppress(BrokenPipeError):
             self._send(job)
+
+    def _end_with_children(self) -> None:
+        """Wait for the worker, end what it started and left behind, and only then let it go.
+
+        Children hold on to the pipe: while one lives, `events` would wait for ever. Until the
+        worker is let go of, nobody else can get its number, which is its group's as well.
+        """
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        self._kill_group()
+        self._process.wait()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _send(self, job: TrainingJob) -> None:
         assert self._process.stdin is not None  # noqa: S101 - opened above
@@ -89,6 +105,7 @@ class WorkerProcess:
             NoVerdictError: the worker died without an explanation; its last lines are named.
         """
         failure: Failed | None = None
+        is_finished = False
         with self._events as stream:
             for line in stream:
                 try:
@@ -98,15 +115,17 @@ class WorkerProcess:
                 if isinstance(event, Failed):
                     failure = event
                     continue
+                is_finished = is_finished or isinstance(event, Finished)
                 yield event
+        self._watcher.join()
         status = self._process.wait()
         self._printer.join(timeout=_GRACE_SECONDS)
         if failure is not None:
             raise _explained(failure)
-        if status != 0:
+        if status != 0 or not is_finished:
             raise self._crash(status)
 
-    def _crash(self, status: int) -> MltuneError:
+    def _crash(self, status: int) -> NoVerdictError:
         if status < 0:
             hint = " (out of memory?)" if -status == signal.SIGKILL else ""
             how = f"was killed by {_signal_name(-status)}{hint}"
@@ -118,16 +137,13 @@ class WorkerProcess:
 
     def ask_to_stop(self, number: int) -> None:
         """Pass a signal on: the worker finishes its step, writes a checkpoint, and ends."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process.pid, number)
+        self._process.send_signal(number)
 
     def stop(self) -> None:
         """End the worker and everything it started, at once; safe to call twice."""
-        # The group is the worker's own, and outlives it while a child of the worker lives.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=_GRACE_SECONDS)
+        if self._watcher.is_alive():
+            self._kill_group()
+        self._watcher.join(timeout=_GRACE_SECONDS)
         self._printer.join(timeout=_GRACE_SECONDS)
 
 
@@ -138,7 +154,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _explained(failure: Failed) -> MltuneError:
+def _explained(failure: Failed) -> MltuneError | StoppedBySignalError:
     """Return the error that a worker told of, with its own exit code."""
     if failure.exit_code == ExitCode.USAGE:
         return UsageError(failure.message)

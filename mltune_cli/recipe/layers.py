@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mltune_cli.bundled import BUNDLED_PREFIX, bundled_recipe
+from mltune_cli.bundled import BUNDLED_PREFIX, TINY_MODEL, bundled_recipe
 from mltune_cli.errors import RecipeValueError, UsageError
 from mltune_cli.recipe.schema import Recipe, check_combinations
 from mltune_cli.recipe.yaml_lines import parse_scalar, read_placed_values
@@ -57,6 +57,9 @@ class Entry:
 
     value: Any
     origin: str
+
+
+_TINY = Entry(TINY_MODEL, DEFAULT_ORIGIN)
 
 
 @dataclass(frozen=True)
@@ -128,11 +131,19 @@ def load_recipe(
         # The bundled held-out rows say nothing about another data set.
         for key in ("data.validation", "evaluate.every_steps"):
             entries.pop(key, None)
+    if config is None and above.get("model.name_or_path", _TINY).value != TINY_MODEL:
+        # What suits a tiny model on any machine is no choice for another one.
+        for key in ("model.device", "model.dtype"):
+            entries.pop(key, None)
+    for key, other in (("train.max_steps", "train.epochs"), ("train.epochs", "train.max_steps")):
+        # Saying how long to train by one takes back what a lower layer said by the other.
+        if key in above and above[key].value is not None and other not in above:
+            entries[other] = Entry(None, above[key].origin)
     entries |= {key: _anchored(key, entry, Path.cwd()) for key, entry in above.items()}
-    return _checked(entries, name=path.stem)
+    return _checked(entries, name=path.stem, display=display)
 
 
-def _checked(entries: Mapping[str, Entry], name: str) -> LoadedRecipe:
+def _checked(entries: Mapping[str, Entry], name: str, display: str) -> LoadedRecipe:
     origins = dict.fromkeys(known_keys(), DEFAULT_ORIGIN)
     origins |= {key: entry.origin for key, entry in entries.items()}
     tree: dict[str, Any] = {}
@@ -146,6 +157,8 @@ def _checked(entries: Mapping[str, Entry], name: str) -> LoadedRecipe:
     except ValidationError as error:
         raise place_error(_first_problem(error), origins) from None
     except RecipeValueError as error:
+        if origins[error.key] == DEFAULT_ORIGIN:
+            raise UsageError(f"{display}: {error.message}") from None
         raise place_error(error, origins) from None
     return LoadedRecipe(recipe, origins, name)
 

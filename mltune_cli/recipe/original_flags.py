@@ -29,9 +29,6 @@ def entries_from_flags(
     entries = {
         _KEYS[name]: Entry(value, f"--{name}") for name, value in flags.items() if value is not None
     }
-    # Saying how long to train by one means takes the other back.
-    if "train.max_steps" in entries:
-        entries["train.epochs"] = Entry(None, "--max_steps")
     if logging_strategy is None:
         if logging_steps is not None:
             entries["log.every_steps"] = Entry(logging_steps, "--logging_steps")

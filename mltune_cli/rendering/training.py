@@ -40,9 +40,11 @@ class TrainingView:
             case Notice():
                 self.show_output(f"note: {event.message}")
             case Started():
+                packs = f" in {event.units:,} packs" if event.units != event.rows else ""
                 self.show_output(
                     f"training {event.trained_parameters:,} of {event.parameters:,} parameters "
-                    f"on {event.rows:,} rows, {event.total_steps} steps, in {event.folder}"
+                    f"on {event.rows:,} rows{packs}, {event.total_steps} steps, "
+                    f"{event.device} {event.dtype}, in {event.folder}"
                 )
                 if self._bar is not None:
                     self._task = self._bar.add_task("step", total=event.total_steps, detail="")

@@ -11,8 +11,8 @@ from mltune_cli.witness.record import STAGES, WitnessRecord
 class StreamComparison:
     """Compares every run's records with the first run's, step by step.
 
-    Runs may be at different steps: what is ahead waits. Each run sends its steps in order, so the
-    first pair that differs is the first differing step of those two runs.
+    Runs may be at different steps: what is ahead waits, and what was compared is forgotten. Each
+    run sends its steps in order, so the first pair that differs is the first differing step.
     """
 
     def __init__(self, run_count: int) -> None:
@@ -33,6 +33,8 @@ class StreamComparison:
                 return difference
         if all(record.step in records for records in self._records):
             self.compared_steps = max(self.compared_steps, record.step)
+            for records in self._records:
+                del records[record.step]
         return None
 
     def missing_step(self) -> FirstDifference | None:

@@ -7,10 +7,19 @@ from pathlib import Path
 
 from mltune_cli.errors import UsageError
 from mltune_cli.reproduction.report import ReproductionReport
-from mltune_cli.run_folder import ADAPTER, LAST_LOSS, MODEL, TRAINING_LOG, remove
+from mltune_cli.run_folder import (
+    ADAPTER,
+    LAST_LOSS,
+    LOCK,
+    MODEL,
+    TRAINING_LOG,
+    RunLock,
+    remove,
+)
 
 MARK = ".mltune-repro-output"
 REPORT_JSON = "report.json"
+_EARLIER = ".earlier"
 
 
 @contextlib.contextmanager
@@ -18,35 +27,61 @@ def output_folder(folder: Path) -> Iterator[None]:
     """Make the folder, empty but for its mark, and keep it if the block comes to its end.
 
     If it does not, because a recipe was wrong or somebody pressed Ctrl-C, what an earlier check
-    left there is put back.
+    left there is put back. The folder itself stays where it is: it may be a mount point.
 
     Raises:
-        UsageError: it holds something that no `repro-check` wrote, or cannot be written.
+        UsageError: it holds something that no `repro-check` wrote, another check is writing into
+            it, or it cannot be written.
     """
-    earlier = folder.with_name(f".{folder.name}.earlier")
+    earlier = folder / _EARLIER
+    is_new = not folder.exists()
     try:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder}: is a file; choose another --output")
-        if folder.is_dir() and any(folder.iterdir()):
-            if not (folder / MARK).is_file():
-                raise UsageError(
-                    f"{folder}: holds files that repro-check did not write; "
-                    "choose another --output, or empty it"
-                )
-            remove(earlier)
-            folder.rename(earlier)
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+            raise UsageError(
+                f"{folder}: holds files that repro-check did not write; "
+                "choose another --output, or empty it"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARK).write_text("Written by mltune repro-check, which may replace it.\n")
+        lock = RunLock(folder)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None
-    try:
-        yield
-    except BaseException:
-        remove(folder)
+    with contextlib.closing(lock):
         if earlier.is_dir():
-            earlier.rename(folder)
-        raise
-    remove(earlier)
+            _restore(folder)  # a check before this one was killed
+        _set_aside(folder)
+        try:
+            yield
+        except BaseException:
+            _restore(folder)
+            if is_new:
+                remove(folder)
+            raise
+        remove(earlier)
+
+
+def _results(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name not in (MARK, LOCK, _EARLIER)]
+
+
+def _set_aside(folder: Path) -> None:
+    results = _results(folder)
+    if results:
+        (folder / _EARLIER).mkdir()
+    for path in results:
+        path.rename(folder / _EARLIER / path.name)
+
+
+def _restore(folder: Path) -> None:
+    """Put an earlier check's results back in place of what this one wrote."""
+    for path in _results(folder):
+        remove(path)
+    if (folder / _EARLIER).is_dir():
+        for path in (folder / _EARLIER).iterdir():
+            path.rename(folder / path.name)
+        (folder / _EARLIER).rmdir()
 
 
 def publish(folder: Path, report: ReproductionReport) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mltune_cli.errors import MltuneError, NoVerdictError, UsageError
+from mltune_cli.errors import MltuneError, NoVerdictError, StoppedBySignalError, UsageError
 from mltune_cli.launching.events import Event, StepDone, Witnessed
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.launching.worker_process import WorkerProcess
@@ -95,7 +95,16 @@ class RepeatedRuns:
             for run in runs:
                 if run.worker is not None:
                     run.worker.stop()
-        manifest = _manifest_or_none(runs[0].folder)
+        manifests = [_manifest_or_none(run.folder) for run in runs]
+        manifest = manifests[0]
+        if difference is not None and len({m.environment_class for m in manifests if m}) > 1:
+            difference, reason = (
+                None,
+                (
+                    "the runs part, and they ran in different environments (see their manifests), "
+                    "so neither recipe nor code can be blamed"
+                ),
+            )
         verdict: Verdict = "reproducible" if difference is None else "different"
         if reason is not None:
             verdict = "no_verdict"
@@ -174,7 +183,11 @@ class RepeatedRuns:
                 self._inbox.put((run, event))
         except MltuneError as error:
             self._inbox.put((run, error))
-        finally:
+        except (StoppedBySignalError, Exception) as error:  # noqa: BLE001
+            # Whatever else ends the listening must not make the run look finished.
+            detail = f"{type(error).__name__}: {error}"
+            self._inbox.put((run, NoVerdictError(f"listening to it failed: {detail}")))
+        else:
             self._inbox.put((run, None))
 
     def _compare_finished(self, runs: list[_Run]) -> FirstDifference | None:

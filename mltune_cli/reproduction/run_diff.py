@@ -21,8 +21,9 @@ _PLACES = ("output_dir",)
 def diff_runs(folder_a: Path, folder_b: Path) -> RunDiff:
     """Compare two run folders.
 
-    The verdict is about what training did: rows, steps and trained tensors. Recipe and environment
-    are shown as what may explain it; where they differ and every bit is equal, the runs are equal.
+    The verdict is about what training did: every stage of every step, and the trained tensors.
+    Recipe, environment and data files are shown as what may explain it; where they differ and
+    every bit is equal, the runs are equal.
 
     Raises:
         UsageError: a folder is not a run.
@@ -32,17 +33,16 @@ def diff_runs(folder_a: Path, folder_b: Path) -> RunDiff:
     context = [
         _mapping_node("recipe", _recipe_values(a), _recipe_values(b)),
         _mapping_node("environment", _environment_values(a), _environment_values(b)),
+        _mapping_node("data", _data_values(a), _data_values(b)),
     ]
     outcome = [
-        _mapping_node("data", _data_values(a), _data_values(b)),
         _steps_node(folder_a, folder_b),
         _tensors_node(folder_a, folder_b),
     ]
     unfinished = [
-        f"{folder} is not a finished run: {manifest.result.status} "
-        f"after {manifest.result.steps} steps"
+        f"{folder} is not a whole run: {problem}"
         for folder, manifest in ((folder_a, a), (folder_b, b))
-        if manifest.result.status != "finished"
+        if (problem := _what_is_missing(folder, manifest))
     ]
     is_different = any(node is not None for node in outcome)
     code = ExitCode.NEGATIVE if is_different else ExitCode.OK
@@ -54,6 +54,21 @@ def diff_runs(folder_a: Path, folder_b: Path) -> RunDiff:
         nodes=tuple(node for node in (*context, *outcome) if node is not None),
         exit_code=ExitCode.NO_VERDICT if unfinished else code,
     )
+
+
+def _what_is_missing(folder: Path, manifest: Manifest) -> str | None:
+    """Say what a run lacks of what its manifest promises: nothing equals nothing by itself."""
+    result = manifest.result
+    if result.status != "finished":
+        return f"its manifest says {result.status}"
+    witness = read_witness(folder)
+    if sorted(witness) != list(range(result.steps + 1)):
+        return f"its {WITNESS_LOG} does not hold the steps 0 to {result.steps}"
+    if witness[result.steps].digests.get("parameters") != result.trained_digest:
+        return f"its {WITNESS_LOG} and its manifest tell of different trained parameters"
+    if not _trained_tensors(folder):
+        return "its trained tensors are missing"
+    return None
 
 
 def _recipe_values(manifest: Manifest) -> dict[str, Any]:
@@ -243,3 +258,5 @@ def require_runs(*folders: Path) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such run folder")
+        if (folder / "run-1").is_dir():
+            raise UsageError(f"{folder}: holds the runs of a check; name one, {folder / 'run-1'}")

@@ -1,5 +1,6 @@
 """What is trained: an adapter put on the base model by peft, or the model itself; and its files."""
 
+import difflib
 import json
 import re
 from enum import Enum
@@ -35,11 +36,18 @@ def prepare_trainable(base: BaseModel, recipe: Recipe) -> PreTrainedModel | Peft
     base.model.config._name_or_path = base.name
     if recipe.train.activation_checkpointing:
         model: Any = base.model
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": True}
-        )
+        try:
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": True}
+            )
+        except ValueError:
+            raise RecipeValueError(
+                "train.activation_checkpointing",
+                f"a {base.model.config.model_type} model cannot do it; set it to false",
+            ) from None
     if section.method == "full":
         return base.model
+    _require_modules(base.model, section.target_modules)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=section.rank,
@@ -56,6 +64,23 @@ def prepare_trainable(base: BaseModel, recipe: Recipe) -> PreTrainedModel | Peft
         return get_peft_model(base.model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise RecipeValueError("adapter.target_modules", str(error).splitlines()[0]) from None
+
+
+def _require_modules(model: torch.nn.Module, names: str | list[str]) -> None:
+    """Refuse a name that matches nothing: peft passes over it as long as another one matches."""
+    if isinstance(names, str):
+        return
+    modules = [name for name, _ in model.named_modules()]
+    for wanted in names:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in modules):
+            leaves = sorted(
+                {n.rpartition(".")[2] for n, m in model.named_modules() if not [*m.children()]}
+            )
+            close = difflib.get_close_matches(wanted, leaves, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; it has {', '.join(leaves)}"
+            raise RecipeValueError(
+                "adapter.target_modules", f"the model has no module {wanted}{hint}"
+            )
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

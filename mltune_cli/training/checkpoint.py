@@ -7,6 +7,7 @@ sentence, never loaded.
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from mltune_cli.training.optimization import optimizer_tensors
 from mltune_cli.training.step import TrainingState
 
 _TENSORS, _STATE, _MARK = "state.safetensors", "state.json", "complete.json"
+_NAME = re.compile(r"step-(\d+)")
 _PARAMETER, _OPTIMIZER = "parameter.", "optimizer."
 
 
@@ -56,10 +58,24 @@ class Checkpoint:
     step: int
     last_loss: float
     identity: Identity
+    environment_classes: tuple[str, ...]
 
 
-def write_checkpoint(run_folder: Path, state: TrainingState, identity: Identity, keep: int) -> Path:
+def write_checkpoint(
+    run_folder: Path,
+    state: TrainingState,
+    identity: Identity,
+    environment_classes: tuple[str, ...],
+    keep: int,
+) -> Path:
     """Write the state after `state.step` steps, then remove all but the newest `keep`.
+
+    Args:
+        run_folder: of the run that goes on.
+        state: what is written.
+        identity: what it belongs to.
+        environment_classes: of the steps so far; more than one where a run was moved.
+        keep: how many complete checkpoints stay, this one included.
 
     Raises:
         NoVerdictError: the disk is full; earlier checkpoints are as they were.
@@ -75,6 +91,7 @@ def write_checkpoint(run_folder: Path, state: TrainingState, identity: Identity,
         "last_loss": state.last_loss,
         "recipe": identity.recipe,
         "digests": identity.digests,
+        "environment_classes": environment_classes,
     }
     try:
         shutil.rmtree(draft, ignore_errors=True)
@@ -94,7 +111,10 @@ def write_checkpoint(run_folder: Path, state: TrainingState, identity: Identity,
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise NoVerdictError(f"{target}: the checkpoint was not written: {error}") from None
-    _remove_older(base, keep)
+    for older in _by_step(base)[:-keep]:
+        # What is damaged is not worth one of the places that are kept.
+        if older != target:
+            _remove(older)
     return target
 
 
@@ -114,17 +134,34 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_older(base: Path, keep: int) -> None:
-    for folder in sorted(base.glob("step-*"))[:-keep]:
-        # The mark goes first: a removal that is cut short leaves nothing that looks whole.
-        (folder / _MARK).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+def _by_step(base: Path) -> list[Path]:
+    """Return the checkpoint folders below `base`, the newest last; nothing else that lies there."""
+    if not base.is_dir():
+        return []
+    steps = {p: int(m[1]) for p in base.iterdir() if (m := _NAME.fullmatch(p.name))}
+    return sorted(steps, key=steps.__getitem__)
+
+
+def _remove(folder: Path) -> None:
+    # The mark goes first: a removal that is cut short leaves nothing that looks whole.
+    (folder / _MARK).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_later(run_folder: Path, step: int) -> None:
+    """Remove checkpoints of later steps, when a run goes on from `step`.
+
+    They are damaged, or belong to a course that the logs no longer tell of.
+    """
+    for folder in _by_step(run_folder / CHECKPOINTS):
+        if int(folder.name.removeprefix("step-")) > step:
+            _remove(folder)
 
 
 def newest_checkpoint(run_folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest complete checkpoint, and a sentence for each that was passed over."""
     passed_over: list[str] = []
-    for folder in sorted((run_folder / CHECKPOINTS).glob("step-*"), reverse=True):
+    for folder in reversed(_by_step(run_folder / CHECKPOINTS)):
         try:
             return open_checkpoint(folder), passed_over
         except UsageError as error:
@@ -140,6 +177,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such checkpoint")
+    if not _NAME.fullmatch(folder.name):
+        raise UsageError(
+            f"{folder}: is not a checkpoint; name a folder such as checkpoints/step-000010, "
+            "or use --resume"
+        )
     try:
         seal = json.loads((folder / _MARK).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -152,9 +194,30 @@ def open_checkpoint(folder: Path) -> Checkpoint:
                 raise UsageError(f"{folder}: is damaged: {name} is not what was written")
         fields = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         identity = Identity(fields["recipe"], fields["digests"])
-        return Checkpoint(folder, int(fields["step"]), float(fields["last_loss"]), identity)
+        return Checkpoint(
+            folder,
+            int(fields["step"]),
+            float(fields["last_loss"]),
+            identity,
+            tuple(fields["environment_classes"]),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder}: is damaged: {error}") from None
+
+
+def require_same(folder: Path, was: Identity, now: Identity) -> None:
+    """Refuse to go on with what belongs to another recipe, model or data set.
+
+    Raises:
+        UsageError: names what changed.
+    """
+    changes = now.changes_from(was)
+    if changes:
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        raise UsageError(
+            f"{folder}: belongs to another run: {', '.join(changes[:3])}{more}; "
+            "undo the change, or start anew with --overwrite"
+        )
 
 
 def restore(checkpoint: Checkpoint, state: TrainingState, identity: Identity) -> None:
@@ -163,13 +226,7 @@ def restore(checkpoint: Checkpoint, state: TrainingState, identity: Identity) ->
     Raises:
         UsageError: it belongs to another recipe, model or data set; the sentence says what changed.
     """
-    changes = identity.changes_from(checkpoint.identity)
-    if changes:
-        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-        raise UsageError(
-            f"{checkpoint.folder}: belongs to another run: {', '.join(changes[:3])}{more}; "
-            "undo the change, or start anew with --overwrite"
-        )
+    require_same(checkpoint.folder, checkpoint.identity, identity)
     tensors = load_file(checkpoint.folder / _TENSORS)
     with torch.no_grad():
         for name, parameter in state.parameters.items():

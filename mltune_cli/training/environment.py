@@ -1,7 +1,9 @@
 """What the worker runs on, for the manifest: packages, processor, accelerator, settings."""
 
+import contextlib
 import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -12,19 +14,24 @@ from mltune_cli.manifest import EnvironmentFacts
 from mltune_cli.training.determinism import settings
 
 _PACKAGES = (
-    "datasets", "numpy", "peft", "pyarrow", "safetensors", "tokenizers", "torch", "transformers",
+    "accelerate", "bitsandbytes", "datasets", "jinja2", "numpy", "nvidia-cublas",
+    "nvidia-cublas-cu12", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-nccl-cu12",
+    "nvidia-nccl-cu13", "peft", "pyarrow", "safetensors", "tokenizers", "torch", "transformers",
+    "triton",
 )  # fmt: skip
 _FLAG_PREFIXES = (
     "ATEN_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "MKL_", "NCCL_", "NVIDIA_TF32", "OMP_",
     "ONEDNN_", "OPENBLAS_", "PYTHONHASHSEED", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_", "TRITON_",
 )  # fmt: skip
+_SECRET = re.compile("TOKEN|SECRET|KEY|PASSW|CREDENTIAL")
 
 
 def environment_facts(device: torch.device) -> EnvironmentFacts:
     """Read the facts that decide whether two runs may be compared bit for bit."""
     packages = {"mltune": __version__}
     for name in _PACKAGES:
-        packages[name] = metadata.version(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
     gpu = driver = None
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -43,7 +50,7 @@ def environment_facts(device: torch.device) -> EnvironmentFacts:
         settings=settings(),
         variables={
             name: value for name, value in sorted(os.environ.items())
-            if name.startswith(_FLAG_PREFIXES)
+            if name.startswith(_FLAG_PREFIXES) and not _SECRET.search(name)
         },
     )  # fmt: skip
 

@@ -4,17 +4,18 @@ import contextlib
 from functools import partial
 from pathlib import Path
 
-from mltune_cli.errors import StoppedBySignalError
+from mltune_cli.errors import NoVerdictError, StoppedBySignalError
 from mltune_cli.launching.events import EventPipe, Finished, Notice, Started
 from mltune_cli.launching.job import TrainingJob
-from mltune_cli.manifest import RunResult
+from mltune_cli.manifest import Manifest, RunResult
+from mltune_cli.run_folder import ADAPTER, MODEL
 from mltune_cli.training.adapter import save_trained
-from mltune_cli.training.checkpoint import Checkpoint, write_checkpoint
+from mltune_cli.training.checkpoint import write_checkpoint
 from mltune_cli.training.data.collating import MicroBatch
 from mltune_cli.training.data.rendering import template_asks_for_date
 from mltune_cli.training.evaluation import evaluate
 from mltune_cli.training.optimization import learning_rate_at
-from mltune_cli.training.resuming import enter_folder, run_identity
+from mltune_cli.training.resuming import EnteredFolder, enter_folder, run_identity
 from mltune_cli.training.run_log import RunLog, StepContext
 from mltune_cli.training.setup import PreparedRun, build_manifest, prepare_run
 from mltune_cli.training.step import train_step
@@ -37,22 +38,34 @@ def train(job: TrainingJob, pipe: EventPipe, stop: StopRequest | None = None) ->
     """
     run = prepare_run(job.recipe)
     _report_data(pipe, run)
-    folder, lock, checkpoint = enter_folder(job, run, pipe)
-    with contextlib.closing(lock):
-        _train_in(folder, job, run, checkpoint, pipe, stop)
+    entered = enter_folder(job, run, pipe)
+    with contextlib.closing(entered.lock):
+        if entered.finished is not None:
+            _say_finished(entered.path, entered.finished, pipe)
+        else:
+            _train_in(entered, job, run, pipe, stop)
+
+
+def _say_finished(folder: Path, manifest: Manifest, pipe: EventPipe) -> None:
+    pipe.send(Notice(f"{folder}: this run is finished already; nothing was done"))
+    trained = folder / (MODEL if manifest.recipe["adapter"]["method"] == "full" else ADAPTER)
+    pipe.send(Finished(str(folder), str(trained), manifest.result.last_loss or 0.0))
 
 
 def _train_in(
-    folder: Path,
+    entered: EnteredFolder,
     job: TrainingJob,
     run: PreparedRun,
-    checkpoint: Checkpoint | None,
     pipe: EventPipe,
     stop: StopRequest | None,
 ) -> None:
+    folder, checkpoint = entered.path, entered.checkpoint
     recipe, state = run.recipe, run.state
     total_steps = recipe.train.max_steps or 0
-    manifest = build_manifest(job, run)
+    manifest = build_manifest(job, run, checkpoint.environment_classes if checkpoint else ())
+    for claim in manifest.claims:
+        if not claim.holds:
+            pipe.send(Notice(f"not claimed: {claim.name}: {claim.reason}"))
     log = RunLog(folder, manifest, total_steps, pipe, done_steps=state.step)
     pipe.send(
         Started(
@@ -61,13 +74,35 @@ def _train_in(
             trained_parameters=manifest.model.trained_parameters,
             parameters=manifest.model.parameters,
             rows=run.train_data.summary.rows,
+            units=len(run.train_data),
+            device=run.base.device.type,
+            dtype=recipe.model.dtype,
         )
     )
-    if checkpoint is None:
+    try:
+        _run_steps(entered, run, manifest, log, pipe, stop)
+    except NoVerdictError:
+        with contextlib.suppress(OSError, NoVerdictError):
+            log.finish(RunResult(status="failed", steps=state.step))
+        raise
+
+
+def _run_steps(
+    entered: EnteredFolder,
+    run: PreparedRun,
+    manifest: Manifest,
+    log: RunLog,
+    pipe: EventPipe,
+    stop: StopRequest | None,
+) -> None:
+    folder, recipe, state = entered.path, run.recipe, run.state
+    total_steps = recipe.train.max_steps or 0
+    if entered.checkpoint is None:
         log.witness(run.initial)
         _evaluate_when_due(run, log)
     if stop is not None:
         stop.defer()
+    environments = tuple(manifest.environment_classes)
     identity = run_identity(run)
     while state.step < total_steps:
         _take_step(run, log, total_steps)
@@ -76,7 +111,7 @@ def _train_in(
         stop_code = stop.code if stop is not None else None
         if stop_code is not None or (every and state.step % every == 0):
             log.flush_to_disk()
-            write_checkpoint(folder, state, identity, recipe.checkpoint.keep)
+            write_checkpoint(folder, state, identity, environments, recipe.checkpoint.keep)
         if stop_code is not None:
             log.finish(RunResult(status="interrupted", steps=state.step))
             raise StoppedBySignalError(
@@ -121,7 +156,8 @@ def _take_step(run: PreparedRun, log: RunLog, total_steps: int) -> None:
         max_grad_norm=recipe.train.max_grad_norm,
     )
     every = recipe.log.every_steps
-    in_log = step == total_steps or (isinstance(every, int) and every > 0 and step % every == 0)
+    is_due = run.stream.ends_epoch(step) if every == "epoch" else every and step % every == 0
+    in_log = step == total_steps or bool(is_due)
     log.step(result, StepContext(learning_rate, run.stream.epoch_of(step), input_tokens), in_log)
 
 
@@ -149,10 +185,11 @@ def _report_data(pipe: EventPipe, run: PreparedRun) -> None:
         if data is None:
             continue
         summary = data.summary
+        read_rows = summary.rows + summary.rows_without_targets
         if summary.cut_rows:
             pipe.send(
                 Notice(
-                    f"{key}: {summary.cut_rows} of {summary.rows} rows are longer than "
+                    f"{key}: {summary.cut_rows} of {read_rows} rows are longer than "
                     "data.max_length and were cut"
                 )
             )

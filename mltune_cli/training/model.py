@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import (
 
 from mltune_cli.bundled import BUNDLED_PREFIX, bundled_model
 from mltune_cli.digests import files_digest
-from mltune_cli.errors import RecipeValueError, UsageError
+from mltune_cli.errors import RecipeValueError, UsageError, is_machine_failure
 from mltune_cli.recipe.schema import ModelSection, Recipe
 
 _TOKENIZER_FILES = (
@@ -93,7 +94,8 @@ def _require_bitsandbytes(has_cuda: bool) -> None:
         raise RecipeValueError(key, "nf4 needs a CUDA device, and none is visible; use dtype")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise RecipeValueError(
-            key, "nf4 needs bitsandbytes, which is not installed; pip install 'mltune[qlora]'"
+            key,
+            "nf4 needs bitsandbytes, which is not installed; install mltune with its extra qlora",
         )
 
 
@@ -144,6 +146,8 @@ def load_base_model(section: ModelSection, full_precision_weights: bool) -> Base
             **_quantization(section, device),
         )
     except _LOADING_ERRORS as error:
+        if is_machine_failure(error):
+            raise
         if "scaled_dot_product_attention" in str(error):
             raise RecipeValueError(
                 "model.attention",
@@ -162,9 +166,7 @@ def load_base_model(section: ModelSection, full_precision_weights: bool) -> Base
         name=given if not Path(given).is_absolute() else Path(given).name,
         folder=folder,
         revision=revision,
-        digest=files_digest(
-            folder, [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-        ),
+        digest=files_digest(folder, _model_files(folder, section.trust_remote_code)),
         tokenizer_digest=files_digest(
             folder, [path for name in _TOKENIZER_FILES if (path := folder / name).is_file()]
         ),
@@ -172,6 +174,13 @@ def load_base_model(section: ModelSection, full_precision_weights: bool) -> Base
         model=model if section.base_precision == "nf4" else model.to(device),
         device=device,
     )
+
+
+def _model_files(folder: Path, with_code: bool) -> list[Path]:
+    """Return what decides a model: its configuration, its weights, and code where it may run."""
+    weights = [p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated")]
+    code = list(folder.rglob("*.py")) if with_code else []
+    return [folder / "config.json", *sorted(weights), *sorted(code)]
 
 
 def _folder_of(given: str, section: ModelSection) -> tuple[Path, str | None]:
@@ -182,7 +191,11 @@ def _folder_of(given: str, section: ModelSection) -> tuple[Path, str | None]:
         except UsageError as error:
             raise RecipeValueError(_KEY, error.message) from None
     path = Path(given)
-    if path.is_dir():
+    if os.path.isdir(given):  # noqa: PTH112 - unlike Path's, False for a name no file can have
+        if (path / "adapter_config.json").is_file():
+            raise RecipeValueError(
+                _KEY, f"{given}: holds an adapter (adapter_config.json); name its base model"
+            )
         if not (path / "config.json").is_file():
             raise RecipeValueError(_KEY, f"{given}: the folder holds no config.json")
         return path, None
@@ -218,6 +231,8 @@ def _load_tokenizer(given: str, folder: Path, section: ModelSection) -> PreTrain
             folder, trust_remote_code=section.trust_remote_code
         )
     except _LOADING_ERRORS as error:
+        if is_machine_failure(error):
+            raise
         raise RecipeValueError(
             _KEY, f"{given}: its tokenizer cannot be loaded: {_first_line(error)}"
         ) from None
@@ -281,10 +296,12 @@ def require_separable_documents(model: Any, device: torch.device) -> None:
         )
 
 
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def pad_token_id(base: BaseModel) -> int:
     """Return the id that fills short rows; it is masked everywhere, so any valid id serves."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(candidate, int):
+    vocabulary = int(base.model.config.get_text_config().vocab_size)
+    for candidate in (base.tokenizer.pad_token_id, base.tokenizer.eos_token_id):
+        # A padding token that was added to the tokenizer alone has no row in the model.
+        if isinstance(candidate, int) and candidate < vocabulary:
             return candidate
     return 0
 

@@ -1,11 +1,14 @@
 """Where a run starts: at step 0, or at a checkpoint of a run that was cut short."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from mltune_cli.errors import UsageError
 from mltune_cli.launching.events import EventPipe, Notice
 from mltune_cli.launching.job import TrainingJob
+from mltune_cli.manifest import MANIFEST_FILE, Manifest, read_manifest
+from mltune_cli.recipe.schema import Recipe
 from mltune_cli.run_folder import (
     CHECKPOINTS,
     EVALUATION_LOG,
@@ -20,6 +23,8 @@ from mltune_cli.training.checkpoint import (
     Identity,
     newest_checkpoint,
     open_checkpoint,
+    remove_later,
+    require_same,
     restore,
 )
 from mltune_cli.training.setup import PreparedRun
@@ -37,13 +42,25 @@ def run_identity(run: PreparedRun) -> Identity:
     )
 
 
-def enter_folder(
-    job: TrainingJob, run: PreparedRun, pipe: EventPipe
-) -> tuple[Path, RunLock, Checkpoint | None]:
-    """Claim the run folder, and restore the checkpoint that the job asks for.
+@dataclass(frozen=True)
+class EnteredFolder:
+    """A run folder that is ours.
 
-    Returns:
-        The folder, the lock that holds it, and the checkpoint, None at step 0.
+    Attributes:
+        path: the folder.
+        lock: holds it until it is closed.
+        checkpoint: what was restored; None at step 0.
+        finished: the manifest of a run that has nothing left to do.
+    """
+
+    path: Path
+    lock: RunLock
+    checkpoint: Checkpoint | None = None
+    finished: Manifest | None = None
+
+
+def enter_folder(job: TrainingJob, run: PreparedRun, pipe: EventPipe) -> EnteredFolder:
+    """Claim the run folder, and restore the checkpoint that the job asks for.
 
     Raises:
         UsageError: folder or checkpoint cannot be used; nothing in them was changed.
@@ -59,14 +76,55 @@ def enter_folder(
         folder = Path(job.recipe.output_dir)
         goes_on = job.resume or (explicit is not None and _run_of(explicit) == folder)
         lock = claim_folder(folder, job.overwrite, goes_on)
+    try:
+        return _restored(folder, lock, job, run, explicit, pipe)
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _restored(
+    folder: Path,
+    lock: RunLock,
+    job: TrainingJob,
+    run: PreparedRun,
+    explicit: Checkpoint | None,
+    pipe: EventPipe,
+) -> EnteredFolder:
+    identity = run_identity(run)
     checkpoint = explicit
     if job.resume:
+        earlier = _earlier_run(folder, identity)
+        if earlier is not None and earlier.result.status == "finished":
+            return EnteredFolder(folder, lock, finished=earlier)
         checkpoint = _resume_newest(folder, run, identity, pipe)
     elif explicit is not None and _run_of(explicit) != folder:
         _take_logs(_run_of(explicit), folder)
     if checkpoint is not None:
         pipe.send(Notice(f"going on after step {checkpoint.step}, from {checkpoint.folder}"))
-    return folder, lock, checkpoint
+    remove_later(folder, checkpoint.step if checkpoint else 0)
+    return EnteredFolder(folder, lock, checkpoint)
+
+
+def _earlier_run(folder: Path, identity: Identity) -> Manifest | None:
+    """Return the manifest of the run in a folder; refuse another run's folder.
+
+    Raises:
+        UsageError: the run in it had another recipe, model or data set.
+    """
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
+    manifest = read_manifest(folder)
+    was = Identity(
+        Recipe.model_validate(manifest.recipe).bit_deciding_values(),
+        {
+            "model": manifest.model.digest,
+            "tokenizer": manifest.model.tokenizer_digest,
+            "training data": manifest.train_data.digest,
+        },
+    )
+    require_same(folder, was, identity)
+    return manifest
 
 
 def _resume_newest(

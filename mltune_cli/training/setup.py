@@ -1,5 +1,6 @@
 """Everything that is found good before the run folder is made."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -48,7 +49,7 @@ class PreparedRun:
 
     def collator(self, dataset: TokenisedDataset) -> Collator:
         """Return what builds micro-batches from one of the data sets."""
-        return Collator(dataset, pad_token_id(self.base.tokenizer))
+        return Collator(dataset, pad_token_id(self.base))
 
 
 def prepare_run(recipe: Recipe) -> PreparedRun:
@@ -107,19 +108,17 @@ def _source(key: str, name: str, section: DataSection) -> FileSource | HubSource
 
 
 def _resolved(recipe: Recipe, stream: BatchStream) -> Recipe:
-    """Return the recipe with the number of steps and the log cadence in numbers."""
+    """Return the recipe with its length in steps."""
     train = recipe.train
     total_steps = train.max_steps or stream.steps_for(train.epochs or 1.0)
     if train.warmup_steps > total_steps:
         raise RecipeValueError(
             "train.warmup_steps",
-            f"{train.warmup_steps} warm-up steps are more than the {total_steps} steps of "
-            f"{train.epochs or 1.0:g} epochs",
+            f"{train.warmup_steps} warm-up steps are more than the {total_steps} that "
+            f"train.epochs={train.epochs or 1.0:g} makes of {stream.unit_count} rows or packs, "
+            f"{stream.units_per_step} a step; lower it",
         )
-    values: dict[str, int | None] = {"train.max_steps": total_steps, "train.epochs": None}
-    if recipe.log.every_steps == "epoch":
-        values["log.every_steps"] = stream.steps_for(1.0)
-    return recipe.with_values(values)
+    return recipe.with_values({"train.max_steps": total_steps, "train.epochs": None})
 
 
 def _frozen_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -127,8 +126,16 @@ def _frozen_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(sorted((tensors | dict(model.named_buffers())).items()))
 
 
-def build_manifest(job: TrainingJob, run: PreparedRun) -> Manifest:
-    """Return the manifest of a run that is about to start."""
+def build_manifest(
+    job: TrainingJob, run: PreparedRun, earlier_environments: Sequence[str]
+) -> Manifest:
+    """Return the manifest of a run that is about to start, or to go on.
+
+    Args:
+        job: what was asked for.
+        run: what it came to.
+        earlier_environments: classes of the environments that took the steps before this start.
+    """
     facts = environment_facts(run.base.device)
     trained = sum(p.numel() for p in run.state.parameters.values())
     return Manifest(
@@ -154,19 +161,24 @@ def build_manifest(job: TrainingJob, run: PreparedRun) -> Manifest:
         ),
         environment=facts,
         environment_class=facts.environment_class(),
+        environment_classes=sorted({*earlier_environments, facts.environment_class()}),
         processes=1,
         git=job.git,
         image_digest=image_digest(),
-        claims=[
-            Claim(
-                name="repeatable",
-                holds=True,
-                reason="the same recipe, data and model give the same bits in this environment "
-                "class, on one process",
-            )
-        ],
+        claims=[_repeatable(facts.environment_class(), earlier_environments)],
         result=RunResult(status="running", steps=0),
     )
+
+
+def _repeatable(environment_class: str, earlier_environments: Sequence[str]) -> Claim:
+    if set(earlier_environments) <= {environment_class}:
+        reason = (
+            "the same recipe, data and model give the same bits in this environment class, "
+            "on one process"
+        )
+        return Claim(name="repeatable", holds=True, reason=reason)
+    reason = "earlier steps of this run were taken in another environment class"
+    return Claim(name="repeatable", holds=False, reason=reason)
 
 
 def _data_facts(name: str | None, dataset: TokenisedDataset) -> DataFacts:

@@ -11,7 +11,14 @@ import os
 import sys
 import warnings
 
-from mltune_cli.errors import ExitCode, MltuneError, RecipeValueError
+from mltune_cli.errors import (
+    ExitCode,
+    MltuneError,
+    NoVerdictError,
+    RecipeValueError,
+    StoppedBySignalError,
+    is_out_of_memory,
+)
 from mltune_cli.launching.events import EventPipe, Failed
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.recipe.layers import place_error
@@ -38,12 +45,15 @@ def main() -> int:
             raise
         where = error.filename or "the output folder"
         return _explain(pipe, MltuneError(f"{where}: {os.strerror(error.errno)}"))
-    except MemoryError:
-        return _explain(pipe, MltuneError(_memory_advice("the machine")))
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
+    except StoppedBySignalError as error:
+        return _explain(pipe, error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        return _explain(pipe, MltuneError(_memory_advice("the device")))
+        on_gpu = "cuda" in str(error).lower()
+        return _explain(
+            pipe, NoVerdictError(_memory_advice("the GPU" if on_gpu else "the machine"))
+        )
     return ExitCode.OK
 
 
@@ -64,7 +74,7 @@ def _train(job: TrainingJob, pipe: EventPipe, stop: StopRequest) -> None:
     train(job, pipe, stop)
 
 
-def _explain(pipe: EventPipe, error: MltuneError) -> int:
+def _explain(pipe: EventPipe, error: MltuneError | StoppedBySignalError) -> int:
     with contextlib.suppress(MltuneError):
         pipe.send(Failed(int(error.exit_code), error.message))
     return int(error.exit_code)

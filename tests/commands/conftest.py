@@ -1,11 +1,12 @@
-"""Faults planted into the second run of a check, from outside: production code knows of no tests.
+"""Disks that fill up, and faults planted from outside: production code knows of no tests.
 
 A `sitecustomize.py` on PYTHONPATH wraps the function that reads the worker's job, and runs the
 fault's code when the job is the second run's.
 """
 
+import subprocess
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,22 @@ def planted(tmp_path: Path) -> Callable[..., dict[str, str]]:
         return {"PYTHONPATH": str(folder)}
 
     return plant
+
+
+@pytest.fixture
+def disk_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount a file system of so many KiB: `disk_of(128)`."""
+    mounted = []
+
+    def mount(kibibytes: int) -> Path:
+        folder = tmp_path / f"disk-{kibibytes}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a small file system needs root")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", folder], check=True)

@@ -61,11 +61,27 @@ def test_another_learning_rate_parts_in_the_first_step(
 
 
 def test_missing_steps_are_a_difference(mltune: MltuneRun, finished_run: Path, copy: Path) -> None:
+    """A run that took fewer steps is whole, and is not the same."""
     witness = copy / "witness.jsonl"
-    witness.write_text("".join(witness.read_text().splitlines(keepends=True)[:-1]))
+    lines = witness.read_text().splitlines(keepends=True)[:-1]
+    witness.write_text("".join(lines))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["result"] |= {"steps": 2, "trained_digest": json.loads(lines[-1])["parameters"]}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
     result = mltune("diff", finished_run, copy, cwd=copy.parent)
     assert result.code == 1
     assert "steps 3 to 3 (only in a)" in result.stdout
+
+
+def test_other_files_with_the_same_bits_are_shown_and_are_no_difference(
+    mltune: MltuneRun, finished_run: Path, copy: Path
+) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["train_data"]["digest"] = "xxh3_128:0"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    result = mltune("diff", finished_run, copy, cwd=copy.parent)
+    assert result.code == 0
+    assert "train.digest" in result.stdout
 
 
 def test_an_environment_that_changed_no_bit_is_shown_and_is_no_difference(
@@ -82,7 +98,11 @@ def test_an_environment_that_changed_no_bit_is_shown_and_is_no_difference(
 @pytest.mark.parametrize(
     ("damage", "code", "sentence"),
     [
-        ("unfinished", 125, "is not a finished run: running after 0 steps"),
+        ("unfinished", 125, "is not a whole run: its manifest says running"),
+        ("nothing in it", 125, "witness.jsonl does not hold the steps 0 to 3"),
+        ("no adapter", 125, "its trained tensors are missing"),
+        ("another's adapter", 125, "tell of different trained parameters"),
+        ("a check's output", 2, "holds the runs of a check; name one"),
         ("torn witness", 125, "witness.jsonl:4: is damaged"),
         ("cut adapter", 125, "adapter_model.safetensors: is not a whole safetensors file"),
         ("no manifest", 2, "is not a run: it holds no manifest.json"),
@@ -101,6 +121,16 @@ def test_trouble_has_its_own_codes(
             fields = json.loads(manifest.read_text())
             fields["result"] = {"status": "running", "steps": 0}
             manifest.write_text(json.dumps(fields))
+        case "nothing in it":
+            witness.write_text("")
+        case "no adapter":
+            shutil.rmtree(copy / "adapter")
+        case "another's adapter":
+            fields = json.loads(manifest.read_text())
+            fields["result"]["trained_digest"] = "0" * 16
+            manifest.write_text(json.dumps(fields))
+        case "a check's output":
+            (copy / "run-1").mkdir()
         case "torn witness":
             witness.write_text(witness.read_text()[:-30])
         case "cut adapter":

@@ -194,6 +194,16 @@ def test_both_runs_stop_at_the_first_difference(
             id="left without a word",
         ),
         pytest.param(
+            BEFORE_STEP.format(step=2, fault="import os; os._exit(0)"),
+            r"run 2 failed: the worker ended with status 0 and no explanation",
+            id="left as if done",
+        ),
+        pytest.param(
+            BEFORE_STEP.format(step=2, fault="torch.zeros(2**50)"),
+            r"run 2 failed: the machine is out of memory; lower train.micro_batch_size",
+            id="out of memory in torch",
+        ),
+        pytest.param(
             BEFORE_STEP.format(step=2, fault="raise MemoryError"),
             r"run 2 failed: the machine is out of memory; lower train.micro_batch_size",
             id="out of memory",

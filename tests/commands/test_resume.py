@@ -7,11 +7,13 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from mltune_cli.digests import file_digest
 
 MltuneRun = Callable[..., Any]
 STEPS = 24
@@ -150,6 +152,7 @@ def test_damaged_checkpoints_are_passed_over_with_a_sentence(
     result = mltune("train", *RECIPE, "--output-dir", "run", "--resume", cwd=half_done.parent)
     assert result.code == 0, result.stderr
     assert "step-000016: is not complete" in result.stderr
+    assert not any(path.name > "step-000004" for path in checkpoints.iterdir()), "useless, removed"
     assert "step-000012: is damaged: state.safetensors is not what was written" in result.stderr
     assert "step-000008: is damaged" in result.stderr
     assert "going on after step 4" in result.stderr
@@ -204,6 +207,64 @@ def test_with_no_checkpoint_it_starts_at_step_0_and_says_so(
     assert repeated_files(tmp_path / "new") == repeated_files(finished_run)
 
 
+def test_a_finished_run_is_not_trained_again(
+    mltune: MltuneRun, short: tuple[str, ...], finished_run: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    result = mltune("train", *short, "--output-dir", "run", "--resume", cwd=tmp_path)
+    assert result.code == 0, result.stderr
+    assert "this run is finished already" in result.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_another_runs_folder_is_refused_even_without_checkpoints(
+    mltune: MltuneRun, short: tuple[str, ...], finished_run: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    result = mltune("train", *short, "--seed", "3", "--output-dir", "run", "--resume", cwd=tmp_path)
+    assert result.code == 2
+    assert "reproducibility.seed (was 20, is 3)" in result.stderr
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_going_back_removes_what_comes_later(
+    mltune: MltuneRun, undisturbed: Path, half_done: Path
+) -> None:
+    """From step 4 in the same folder, killed in step 6: step 12 must not be taken up again."""
+    process = start_training(
+        half_done.parent, *RECIPE, "--set", "checkpoint.every_steps=2", "--output-dir", "run",
+        "--resume-from", str(half_done / "checkpoints" / "step-000004"),
+    )  # fmt: skip
+    mark = half_done / "checkpoints" / "step-000006" / "complete.json"
+    wait_for(mark.is_file, process)
+    kill_everything(process)
+    assert not (half_done / "checkpoints" / "step-000012").exists()
+    result = mltune("train", *RECIPE, "--output-dir", "run", "--resume", cwd=half_done.parent)
+    assert result.code == 0, result.stderr
+    assert repeated_files(half_done) == repeated_files(undisturbed)
+
+
+def test_a_run_that_moved_to_another_machine_claims_nothing(
+    mltune: MltuneRun, half_done: Path
+) -> None:
+    newest = half_done / "checkpoints" / "step-000012"
+    state = newest / "state.json"
+    fields = json.loads(state.read_text())
+    fields["environment_classes"] = ["sha256:another machine"]
+    state.write_text(json.dumps(fields))
+    seal = json.loads((newest / "complete.json").read_text())
+    seal["state.json"] = file_digest(state)
+    (newest / "complete.json").write_text(json.dumps(seal))
+    result = mltune("train", *RECIPE, "--output-dir", "run", "--resume", cwd=half_done.parent)
+    assert result.code == 0, result.stderr
+    assert "not claimed: repeatable: earlier steps of this run were taken" in result.stderr
+    manifest = json.loads((half_done / "manifest.json").read_text())
+    assert [claim["holds"] for claim in manifest["claims"]] == [False]
+    assert len(manifest["environment_classes"]) == 2
+
+
 def test_a_folder_has_one_writer(mltune: MltuneRun, undisturbed: Path, tmp_path: Path) -> None:
     """The second run is refused while the first is alive, and not because of what it left."""
     process = start_training(tmp_path, *RECIPE, "--output-dir", "run")
@@ -220,21 +281,11 @@ def test_a_folder_has_one_writer(mltune: MltuneRun, undisturbed: Path, tmp_path:
     assert repeated_files(tmp_path / "run") == repeated_files(undisturbed)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for the logs and one checkpoint, not for two."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1300k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
-    mltune: MltuneRun, undisturbed: Path, small_disk: Path, tmp_path: Path
+    mltune: MltuneRun, undisturbed: Path, disk_of: Callable[[int], Path], tmp_path: Path
 ) -> None:
+    """There is room for the logs and one checkpoint, not for two."""
+    small_disk = disk_of(1300)
     result = mltune(
         "train", *RECIPE, "--set", "checkpoint.every_steps=4", "--output-dir", "run",
         cwd=small_disk,

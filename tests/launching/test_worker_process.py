@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mltune_cli.errors import MltuneError, NoVerdictError, UsageError
-from mltune_cli.launching.events import Event, Notice
+from mltune_cli.launching.events import Event, Finished, Notice
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.launching.worker_process import WorkerProcess
 from mltune_cli.recipe.schema import Recipe
@@ -33,7 +33,11 @@ def send(text):
     os.write(descriptor, text if isinstance(text, bytes) else text.encode())
 def notice(message):
     send(json.dumps({"kind": "notice", "message": message}) + "\\n")
+def finish():
+    event = {"kind": "finished", "folder": "run", "trained": "run/adapter", "last_loss": 1.5}
+    send(json.dumps(event) + "\\n")
 """
+DONE = Finished("run", "run/adapter", 1.5)
 StartWorker = Callable[[str], tuple[WorkerProcess, list[str]]]
 
 
@@ -70,8 +74,10 @@ def events_and_error(worker: WorkerProcess) -> tuple[list[Event], MltuneError | 
 
 
 def test_the_job_goes_in_and_events_come_out(start: StartWorker) -> None:
-    worker, printed = start("notice(job['recipe_name'])\nnotice(job['origins']['data.train'])")
-    assert events_and_error(worker) == ([Notice("test"), Notice("recipe.yaml:3")], None)
+    worker, printed = start(
+        "notice(job['recipe_name'])\nnotice(job['origins']['data.train'])\nfinish()"
+    )
+    assert events_and_error(worker) == ([Notice("test"), Notice("recipe.yaml:3"), DONE], None)
     assert printed == []
 
 
@@ -85,8 +91,9 @@ def test_what_libraries_print_does_not_disturb_the_events(start: StartWorker) ->
         "print('on stderr', file=sys.stderr)\n"
         "notice('two')\n"
         "os.write(1, b'no newline at the end')\n"
+        "finish()\n"
     )
-    assert events_and_error(worker) == ([Notice("one"), Notice("two")], None)
+    assert events_and_error(worker) == ([Notice("one"), Notice("two"), DONE], None)
     assert printed[:3] == ["\ufffd\x00 garbage"] * 3
     assert printed[3] == '{"kind": "failed"}'
     assert "on stderr" in printed
@@ -100,7 +107,7 @@ def test_the_working_directory_is_not_searched_for_modules(
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')\n")
     (tmp_path / "torch.py").write_text("raise SystemExit('the wrong torch')\n")
     monkeypatch.chdir(tmp_path)
-    worker, _ = start("notice(json.__file__)")
+    worker, _ = start("notice(json.__file__)\nfinish()")
     events, error = events_and_error(worker)
     assert error is None
     assert isinstance(events[0], Notice)

@@ -228,7 +228,7 @@ def test_a_date_without_quotes_is_text(tmp_path: Path) -> None:
         ("train:\n  epochs: 2\n  max_steps: 5\n", (),
          ("recipe.yaml:6: train.epochs: excludes train.max_steps; keep one and set the other to "
           "null")),
-        ("train:\n  max_steps: 5\n", ("train.epochs=2",),
+        ("", ("train.max_steps=5", "train.epochs=2"),
          "--set train.epochs: excludes train.max_steps; keep one and set the other to null"),
         ("train:\n  max_steps: 5\n  warmup_steps: 6\n", (),
          "recipe.yaml:7: train.warmup_steps: 6 warm-up steps are more than train.max_steps (5)"),
@@ -241,6 +241,24 @@ def test_values_that_exclude_each_other_are_refused(
     tmp_path: Path, text: str, assignments: tuple[str, ...], sentence: str
 ) -> None:
     assert refusal(tmp_path, text, *assignments) == sentence
+
+
+@pytest.mark.parametrize(("key", "other"), [("max_steps", "epochs"), ("epochs", "max_steps")])
+def test_saying_how_long_by_one_takes_back_what_a_lower_layer_said_by_the_other(
+    tmp_path: Path, key: str, other: str
+) -> None:
+    loaded = load(tmp_path, f"train:\n  {other}: 2\n", f"train.{key}=5")
+    assert getattr(loaded.recipe.train, key) == 5
+    assert getattr(loaded.recipe.train, other) is None
+    assert loaded.origins[f"train.{other}"] == f"--set train.{key}"
+
+
+def test_another_model_is_not_tied_to_the_smoke_recipes_device() -> None:
+    """The bundled recipe names the CPU for its own model alone."""
+    own = load_recipe(None, {"model.name_or_path": Entry("./other", "--model_name_or_path")})
+    assert (own.recipe.model.device, own.recipe.model.dtype) == ("auto", "auto")
+    bundled = load_recipe(None, {"model.name_or_path": Entry("mltune/tiny", "--x")})
+    assert (bundled.recipe.model.device, bundled.recipe.model.dtype) == ("cpu", "float32")
 
 
 def test_a_warm_up_as_long_as_the_run_is_allowed(tmp_path: Path) -> None:

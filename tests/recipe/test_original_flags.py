@@ -53,14 +53,6 @@ def test_both_spellings_of_a_flag_set_its_key(flag: str, mltune: Any, tmp_path: 
     )
 
 
-def test_saying_the_steps_takes_epochs_back() -> None:
-    """`--max_steps` wins over a recipe's epochs, as it did in the original script."""
-    assert entries(max_steps=5) == {
-        "train.max_steps": Entry(5, "--max_steps"),
-        "train.epochs": Entry(None, "--max_steps"),
-    }
-
-
 @pytest.mark.parametrize(
     ("strategy", "steps", "expected", "origin"),
     [

@@ -124,6 +124,17 @@ def test_the_manifest_says_what_the_run_was_made_from(run_training: RunTraining)
     assert len(metadata["saved_keys"]) == 56
 
 
+def test_the_last_step_of_each_epoch_is_logged(run_training: RunTraining, tmp_path: Path) -> None:
+    """7 rows, 2 a step: epochs end within steps 4, 7, 11 and 14, which no fixed cadence meets."""
+    rows = tmp_path / "seven.jsonl"
+    rows.write_text("".join(f'{{"text": "row number {n}"}}\n' for n in range(7)))
+    log = run_training(
+        "a", data__train=str(rows), train__max_steps=15, train__micro_batch_size=1,
+        train__micro_batches_per_step=2, log__every_steps="epoch",
+    ).lines("training_log.jsonl")  # fmt: skip
+    assert [json.loads(line)["step"] for line in log] == [4, 7, 11, 14, 15]
+
+
 def test_epochs_set_the_number_of_steps(run_training: RunTraining) -> None:
     folder = run_training(
         "a",
@@ -135,5 +146,4 @@ def test_epochs_set_the_number_of_steps(run_training: RunTraining) -> None:
     manifest = read_manifest(folder)
     assert manifest.recipe["train"]["max_steps"] == 2, "12 of 600 rows, 8 rows a step"
     assert manifest.recipe["train"]["epochs"] is None
-    assert manifest.recipe["log"]["every_steps"] == 75
     assert manifest.train_data.cut_rows > 0

@@ -19,7 +19,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from mltune_cli.digests import file_digest, files_digest, json_digest
-from mltune_cli.errors import UsageError
+from mltune_cli.errors import UsageError, is_machine_failure
 from mltune_cli.recipe.schema import DataSection
 from mltune_cli.training.data.formats import Example, read_example
 from mltune_cli.training.data.packing import pack_by_length
@@ -103,7 +103,7 @@ def cache_folder() -> Path:
     """Return where tokenised data is kept: `MLTUNE_CACHE`, or mltune in the user's cache."""
     if folder := os.environ.get("MLTUNE_CACHE"):
         return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
     return Path(base) / "mltune"
 
 
@@ -204,6 +204,8 @@ def _build(
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
     except OSError as error:
+        if is_machine_failure(error):
+            raise
         raise UsageError(
             f"{folder.parent}: the cache of tokenised data cannot be written: {error.strerror}; "
             "set MLTUNE_CACHE to a folder that can"

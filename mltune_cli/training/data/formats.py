@@ -86,9 +86,13 @@ def _detected(row: SourceRow) -> str:
             f"{row.place}: fits the formats {_listed(fits)} at once; name one with data.format"
         )
     raise UsageError(
-        f"{row.place}: no usable fields: has {_listed(row.fields)}; a row needs text, or "
+        f"{row.place}: no usable fields: has {_listed(_with_nulls(row))}; a row needs text, or "
         "prompt + completion, messages, instruction + output, conversations, question + answer"
     )
+
+
+def _with_nulls(row: SourceRow) -> list[str]:
+    return [name if value is not None else f"{name} (null)" for name, value in row.fields.items()]
 
 
 def _fields_present(row: SourceRow) -> set[str]:

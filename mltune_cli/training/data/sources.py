@@ -8,6 +8,7 @@ import csv
 import datetime
 import decimal
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -160,9 +161,10 @@ def find_source(
             raise RecipeValueError(key, error.message) from None
         return FileSource(str(path), (path,))
     path = Path(name)
-    if path.is_dir():
-        files = tuple(sorted(p for p in path.rglob("*") if _is_shard(p, path)))
-        packed = [p for p in sorted(path.rglob("*")) if p.suffix in _COMPRESSED and p.is_file()]
+    if os.path.isdir(name):  # noqa: PTH112 - unlike Path's, False for a name no file can have
+        everything = _files_below(path)
+        files = tuple(p for p in everything if _is_shard(p, path))
+        packed = [p for p in everything if p.suffix in _COMPRESSED]
         if packed:
             raise RecipeValueError(
                 key, f"{packed[0]}: compressed shards are not read; unpack them, or move them away"
@@ -172,7 +174,7 @@ def find_source(
                 key, f"{name}: the folder holds no {', '.join(DATA_SUFFIXES)} files"
             )
         return FileSource(name, files)
-    if path.is_file():
+    if os.path.isfile(name):  # noqa: PTH113 - likewise
         if path.suffix not in DATA_SUFFIXES:
             raise RecipeValueError(
                 key,
@@ -184,6 +186,27 @@ def find_source(
         raise RecipeValueError(key, f"{name}: no such file")
     default_split = "train" if key == "data.train" else "validation"
     return HubSource(hub_id, revision, split or default_split, subset)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Return every file below a folder, behind links as well, sorted.
+
+    Raises:
+        UsageError: a folder cannot be read: its rows would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"{error.filename}: cannot be read: {error.strerror}")
+
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()  # a link that leads back up
+            continue
+        seen.add(real)
+        found += [Path(root) / name for name in names]
+    return sorted(found)
 
 
 def _is_shard(path: Path, folder: Path) -> bool:
@@ -211,7 +234,7 @@ def _jsonl_rows(path: Path) -> Iterator[SourceRow]:
     for number, line in _decoded_lines(path):
         if line.strip():
             place = f"{path}:{number}"
-            yield SourceRow(place, _object(place, _parsed(place, line)))
+            yield SourceRow(place, _object(place, _parsed(place, line.rstrip("\r\n"))))
 
 
 def _json_rows(path: Path) -> Iterator[SourceRow]:

@@ -50,6 +50,11 @@ class BatchStream:
         """Return how many epochs have been seen when `step` is done."""
         return step * self.units_per_step / self.unit_count
 
+    def ends_epoch(self, step: int) -> bool:
+        """Tell whether the last unit of an epoch stands in `step`."""
+        units = step * self.units_per_step
+        return units // self.unit_count > (units - self.units_per_step) // self.unit_count
+
     def steps_for(self, epochs: float) -> int:
         """Return the least number of steps that sees `epochs` epochs."""
         # As it was written: 0.07 epochs of 100 units are 7, though the floats' product is more.

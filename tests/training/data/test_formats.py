@@ -211,7 +211,8 @@ def test_a_named_format_settles_a_row_of_two() -> None:
                                     {"question": "a"}, {"answer": "a"}])  # fmt: skip
 def test_a_row_of_no_format_lists_what_it_has_and_what_it_needs(fields: dict[str, Any]) -> None:
     message = complaint(fields)
-    assert message.startswith(f"no usable fields: has {', '.join(fields) or 'nothing'}; ")
+    names = [name if fields[name] is not None else f"{name} (null)" for name in fields]
+    assert message.startswith(f"no usable fields: has {', '.join(names) or 'nothing'}; ")
     assert "a row needs text, or prompt + completion, messages, instruction + output" in message
 
 
