@@ -72,7 +72,7 @@ def smoke(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests against the installed wheel."""
     install_project(session)
-    session.run("pytest", "-m", "not long", "-n", "2", "--dist", "loadfile", *session.posargs)
+    session.run("pytest", "-m", "not long", "-n", "2", "--dist", "worksteal", *session.posargs)
 
 
 @nox.session

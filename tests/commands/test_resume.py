@@ -39,11 +39,18 @@ def undisturbed(mltune: MltuneRun, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def half_done(mltune: MltuneRun, undisturbed: Path, tmp_path: Path) -> Path:
+def half_done(killed_halfway: Path, tmp_path: Path) -> Path:
     """A run of 12 of its 24 steps, with checkpoints after steps 4, 8 and 12."""
+    return Path(shutil.copytree(killed_halfway, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def killed_halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that `half_done` copies."""
     recipe = [*RECIPE, "--set", "checkpoint.every_steps=4", "--set", "checkpoint.keep=3"]
-    folder = tmp_path / "run"
-    process = start_training(tmp_path, *recipe, "--output-dir", "run")
+    home = tmp_path_factory.mktemp("halfway")
+    folder = home / "run"
+    process = start_training(home, *recipe, "--output-dir", "run")
     wait_for(lambda: (folder / "checkpoints" / "step-000012" / "complete.json").is_file(), process)
     kill_everything(process)
     cut = [path for path in (folder / "checkpoints").iterdir() if path.name > "step-000012"]
