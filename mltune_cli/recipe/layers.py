@@ -70,10 +70,6 @@ class LoadedRecipe:
     origins: Mapping[str, str]
     name: str
 
-    def place(self, error: RecipeValueError) -> UsageError:
-        """Put file and line, or the flag, in front of an error that only knows its key."""
-        return place_error(error, self.origins)
-
 
 def place_error(error: RecipeValueError, origins: Mapping[str, str]) -> UsageError:
     """Return `error` as a usage error that starts with the origin of its key."""

@@ -340,9 +340,12 @@ def test_a_name_too_long_for_any_file_is_no_crash(tmp_path: Path) -> None:
 def test_an_error_that_knows_only_its_key_gets_the_place(tmp_path: Path) -> None:
     loaded = load(tmp_path, "", "model.device=cuda")
     error = RecipeValueError("model.device", "cuda is asked for")
-    assert loaded.place(error).message == "--set model.device: cuda is asked for"
+    assert place_error(error, loaded.origins).message == "--set model.device: cuda is asked for"
     error = RecipeValueError("data.train", "is gone")
-    assert loaded.place(error).message == f"{tmp_path}/recipe.yaml:4: data.train: is gone"
+    assert (
+        place_error(error, loaded.origins).message
+        == f"{tmp_path}/recipe.yaml:4: data.train: is gone"
+    )
     assert place_error(error, {}).message == "data.train: is gone"
 
 

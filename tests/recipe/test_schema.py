@@ -67,8 +67,6 @@ def test_every_key_is_either_bit_deciding_or_not() -> None:
 
 @pytest.mark.parametrize("key", BIT_DECIDING)
 def test_the_digest_changes_with_a_value_that_decides_bits(key: str) -> None:
-    if key not in known_keys():
-        pytest.skip(f"{key} is not in this schema")
     recipe = Recipe()
     other = recipe.with_values({key: BIT_DECIDING[key]})
     assert flatten(other.model_dump())[key] != flatten(recipe.model_dump())[key]
