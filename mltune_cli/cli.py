@@ -20,6 +20,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe value; may be repeated."),
 ]
+ProcessesOption = Annotated[
+    int,
+    typer.Option("--nproc-per-node", "--nproc_per_node", min=1, help="Processes on this machine."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 # The base of every mistake in a command line, which Typer does not export by itself.
 _CommandLineError: type[Any] = typer.BadParameter.mro()[1]
@@ -186,12 +190,39 @@ def train(
         Path | None,
         typer.Option("--resume-from", metavar="DIR", help="Go on from this checkpoint."),
     ] = None,
+    nproc_per_node: ProcessesOption = 1,
+    nnodes: Annotated[
+        str, typer.Option("--nnodes", metavar="N|MIN:MAX", help="Machines that train together.")
+    ] = "1",
+    node_rank: Annotated[
+        int | None,
+        typer.Option("--node-rank", "--node_rank", min=0, help="Which of them this one is."),
+    ] = None,
+    rdzv_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--rdzv-endpoint", "--rdzv_endpoint", metavar="HOST:PORT", help="On machine 0."
+        ),
+    ] = None,
+    rdzv_timeout: Annotated[
+        int, typer.Option("--rdzv-timeout", min=1, help="Seconds that machines wait to meet.")
+    ] = 300,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            "--max-restarts",
+            "--max_restarts",
+            min=0,
+            help="How often dead processes are replaced before one fewer goes on.",
+        ),
+    ] = 3,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe and where each value came from.")
     ] = False,
 ) -> None:
     """Fine-tune a model; with no argument, the bundled one on the bundled data."""
     from mltune_cli.commands import train as command
+    from mltune_cli.commands.processes import process_shape
     from mltune_cli.recipe.layers import load_recipe
     from mltune_cli.recipe.original_flags import entries_from_flags
 
@@ -208,7 +239,16 @@ def train(
     )
     loaded = load_recipe(config, flags, assignments or ())
     start = command.StartingPoint(overwrite, resume, resume_from)
-    raise typer.Exit(command.train(loaded, start, dry_run=dry_run))
+    shape = process_shape(
+        loaded.recipe,
+        per_node=nproc_per_node,
+        nodes=nnodes,
+        node_rank=node_rank,
+        rendezvous=rdzv_endpoint,
+        join_seconds=rdzv_timeout,
+        max_restarts=max_restarts,
+    )
+    raise typer.Exit(command.train(loaded, start, shape, dry_run=dry_run))
 
 
 @app.command("repro-check")
@@ -216,6 +256,7 @@ def repro_check(
     config: ConfigOption = None,
     assignments: SetOption = None,
     runs: Annotated[int, typer.Option("--runs", min=2, help="How many runs are compared.")] = 2,
+    nproc_per_node: ProcessesOption = 1,
     output: Annotated[
         Path, typer.Option("--output", metavar="DIR", help="Where runs and report are kept.")
     ] = Path("repro_output"),
@@ -226,6 +267,7 @@ def repro_check(
 ) -> None:
     """Train a recipe several times and prove that every step is equal, bit for bit."""
     from mltune_cli.commands import repro_check as command
+    from mltune_cli.commands.processes import process_shape
     from mltune_cli.recipe.layers import load_recipe
 
     if timeout is not None and timeout <= 0:
@@ -233,7 +275,12 @@ def repro_check(
     loaded = load_recipe(config, {}, assignments or ())
     raise typer.Exit(
         command.repro_check(
-            loaded, run_count=runs, output=output, timeout_seconds=timeout, as_json=as_json
+            loaded,
+            process_shape(loaded.recipe, per_node=nproc_per_node),
+            run_count=runs,
+            output=output,
+            timeout_seconds=timeout,
+            as_json=as_json,
         )
     )
 
@@ -252,13 +299,29 @@ def diff(
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(metavar="MODEL", help="mltune/tiny")],
+    source: Annotated[
+        str, typer.Argument(metavar="RUN", help="A finished run's folder, or mltune/tiny.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write the base model with the adapter merged in.")
+    ] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="Take the lowest held-out loss, not the last step.")
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="REPO_ID", help="Upload DIR to the Hugging Face hub."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody see the upload; default: private.")
+    ] = False,
 ) -> None:
-    """Write the bundled model as a plain folder that other tools can load."""
+    """Write what a run trained, with a model card, as a folder for other tools."""
     from mltune_cli.commands import export as command
 
-    raise typer.Exit(command.export(source, target))
+    options = command.ExportOptions(merge=merge, best=best, push=push, public=public)
+    raise typer.Exit(command.export(source, target, options))
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from mltune_cli.manifest import MANIFEST_FILE
 TRAINING_LOG, WITNESS_LOG = "training_log.jsonl", "witness.jsonl"
 EVALUATION_LOG, TIMINGS_LOG = "evaluation_log.jsonl", "timings.jsonl"
 LAST_LOSS, CHECKPOINTS = "last_loss.txt", "checkpoints"
-ADAPTER, MODEL = "adapter", "model"
+ADAPTER, MODEL, BEST, TRACKERS = "adapter", "model", "best", "trackers"
 LOCK = ".lock"
 _PROBE = ".mltune-probe-"
 # What a kill in the first moment may leave: nothing of a run yet.
@@ -24,7 +24,8 @@ _PRELUDE = frozenset({LOCK, f"{MANIFEST_FILE}.part"})
 RUN_ENTRIES = frozenset(
     {
         MANIFEST_FILE, TRAINING_LOG, WITNESS_LOG, EVALUATION_LOG, TIMINGS_LOG, LAST_LOSS,
-        CHECKPOINTS, ADAPTER, MODEL, f".{ADAPTER}.part", f".{MODEL}.part",
+        CHECKPOINTS, ADAPTER, MODEL, BEST, TRACKERS,
+        f".{ADAPTER}.part", f".{MODEL}.part", f".{BEST}.part",
         *(f"{name.removesuffix('.jsonl')}.part" for name in (TRAINING_LOG, WITNESS_LOG,
           EVALUATION_LOG, TIMINGS_LOG)),
     }

@@ -121,7 +121,8 @@ GPU = Lock(
 )
 DEV = Lock(
     "requirements-dev.txt",
-    "requirements.txt and the packages that development and CI use",
+    "requirements.txt, the extra trackers, and the packages that development and CI use",
+    extras=("trackers",),
     packages=DEV_PACKAGES,
 )
 LOCKS = (CORE, GPU, DEV)

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 from mltune_cli.commands.train import new_job
-from mltune_cli.errors import ExitCode
+from mltune_cli.errors import ExitCode, UsageError
 from mltune_cli.launching.devices import side_by_side_slots
+from mltune_cli.launching.job import ProcessShape
 from mltune_cli.recipe.layers import LoadedRecipe
 from mltune_cli.rendering.reproduction import (
     ReproductionView,
@@ -18,6 +19,7 @@ from mltune_cli.reproduction.repeated_runs import RepeatedRuns
 
 def repro_check(
     loaded: LoadedRecipe,
+    shape: ProcessShape,
     *,
     run_count: int,
     output: Path,
@@ -28,6 +30,7 @@ def repro_check(
 
     Args:
         loaded: the checked recipe.
+        shape: how many processes compute each run.
         run_count: at least 2.
         output: folder for the runs and the report; replaced if a check of ours wrote it.
         timeout_seconds: of the whole check.
@@ -36,13 +39,18 @@ def repro_check(
     Raises:
         UsageError: recipe, data, model or output folder cannot be used.
     """
+    if loaded.recipe.model.base_precision == "nf4" and not shape.is_single:
+        raise UsageError(
+            "--nproc-per-node: a 4-bit base (model.base_precision: nf4) is not claimed to repeat "
+            "on several GPUs, so there is nothing to check; use one process"
+        )
     output = Path(os.path.abspath(output))  # noqa: PTH100 - workers start at the same place
     view = ReproductionView(run_count)
     runs = RepeatedRuns(
-        job=new_job(loaded),
+        job=new_job(loaded, shape=shape),
         folder=output,
         run_count=run_count,
-        slots=side_by_side_slots(loaded.recipe),
+        slots=side_by_side_slots(loaded.recipe, shape.per_node),
         inherited=os.environ,
         timeout_seconds=timeout_seconds,
         on_event=view.show,

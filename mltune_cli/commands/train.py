@@ -1,5 +1,6 @@
 """`mltune train`: one run of one recipe."""
 
+import contextlib
 import os
 import signal
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from mltune_cli.commands.git_facts import current_commit
 from mltune_cli.commands.stopping import raise_on_signals
 from mltune_cli.errors import ExitCode, UsageError
 from mltune_cli.launching.events import Notice, Started
-from mltune_cli.launching.job import TrainingJob
+from mltune_cli.launching.job import ProcessShape, TrainingJob
 from mltune_cli.launching.worker_process import WorkerProcess
 from mltune_cli.recipe.layers import LoadedRecipe
 from mltune_cli.rendering.recipe import print_recipe
@@ -38,12 +39,15 @@ class StartingPoint:
     resume_from: Path | None = None
 
 
-def train(loaded: LoadedRecipe, start: StartingPoint, *, dry_run: bool) -> ExitCode:
+def train(
+    loaded: LoadedRecipe, start: StartingPoint, shape: ProcessShape, *, dry_run: bool
+) -> ExitCode:
     """Run a recipe, or print it.
 
     Args:
         loaded: the checked recipe.
         start: from where.
+        shape: by how many processes.
         dry_run: print the recipe with the origin of every value, and do nothing.
 
     Raises:
@@ -56,10 +60,10 @@ def train(loaded: LoadedRecipe, start: StartingPoint, *, dry_run: bool) -> ExitC
     if loaded.recipe.output_dir is not None:
         goes_on = start.resume or start.resume_from is not None
         require_writable_target(Path(loaded.recipe.output_dir), start.overwrite, goes_on)
-    job = new_job(loaded, start)
+    job = new_job(loaded, start, shape)
     with TrainingView() as view:
         worker = WorkerProcess(job, view.show_output)
-        pass_signals_to(worker, view)
+        pass_signals_to(worker)
         try:
             for event in worker.events():
                 if isinstance(event, Started) and _fills_in_from_smoke(loaded):
@@ -93,8 +97,9 @@ def _require_consistent(loaded: LoadedRecipe, start: StartingPoint) -> None:
         raise UsageError("--resume: name the run with --output-dir")
 
 
-def pass_signals_to(worker: WorkerProcess, view: TrainingView) -> None:
+def pass_signals_to(worker: WorkerProcess) -> None:
     """Let the first Ctrl-C or SIGTERM end the run after its step, and a second one at once."""
+    stopping = b"stopping (after the step, with a checkpoint); again to stop at once\n"
     signals_seen = 0
 
     def take(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature is given
@@ -105,13 +110,18 @@ def pass_signals_to(worker: WorkerProcess, view: TrainingView) -> None:
             os.kill(os.getpid(), number)
             return
         worker.ask_to_stop(number)
-        view.show_output("stopping (after the step, with a checkpoint); again to stop at once")
+        # Not through the view: the signal may have come in the middle of its own printing, or of
+        # an import that printing needs.
+        with contextlib.suppress(OSError):
+            os.write(2, stopping)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, take)
 
 
-def new_job(loaded: LoadedRecipe, start: StartingPoint | None = None) -> TrainingJob:
+def new_job(
+    loaded: LoadedRecipe, start: StartingPoint | None = None, shape: ProcessShape | None = None
+) -> TrainingJob:
     """Return the worker's order for a recipe."""
     start = start or StartingPoint()
     return TrainingJob(
@@ -123,4 +133,5 @@ def new_job(loaded: LoadedRecipe, start: StartingPoint | None = None) -> Trainin
         resume=start.resume,
         resume_from=str(start.resume_from.resolve()) if start.resume_from else None,
         git=current_commit(),
+        processes=shape or ProcessShape(),
     )

@@ -21,13 +21,20 @@ def visible_gpus() -> list[str]:
     return listing.stdout.split()
 
 
-def side_by_side_slots(recipe: Recipe) -> list[dict[str, str]]:
+def side_by_side_slots(recipe: Recipe, processes: int) -> list[dict[str, str]]:
     """Return one set of environment variables for each run that fits beside the others.
 
-    On GPUs each slot is a device of its own; on a CPU a slot is as many cores as a run has threads.
+    On GPUs each slot is as many devices as a run has processes; on a CPU it is as many cores as
+    they have threads.
+
+    Args:
+        recipe: names device and threads.
+        processes: of one run.
     """
     gpus = visible_gpus() if recipe.model.device != "cpu" else []
     if gpus:
-        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus]
+        starts = range(0, len(gpus) - processes + 1, processes)
+        groups = [gpus[first : first + processes] for first in starts]
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [{}] * max(1, (cores or 1) // recipe.reproducibility.threads)
+    return [{}] * max(1, (cores or 1) // (recipe.reproducibility.threads * processes))

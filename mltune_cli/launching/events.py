@@ -49,6 +49,7 @@ class Started(Event):
     units: int
     device: str
     dtype: str
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,9 @@ def parse_event(line: str | bytes) -> Event:
 
 
 class EventPipe:
-    """The worker's end of the pipe."""
+    """The worker's end of the pipe; with no descriptor, of a process that nobody listens to."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
 
     def send(self, event: Event) -> None:
@@ -143,6 +144,8 @@ class EventPipe:
             NoVerdictError: the command that listened is gone. A worker does not outlive it: it
                 would go on writing into a folder that its user believes to be free.
         """
+        if self._descriptor is None:
+            return
         line = event.to_line()
         try:
             while line:

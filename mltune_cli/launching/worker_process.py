@@ -1,4 +1,4 @@
-"""A worker in a process of its own: started, listened to, stopped."""
+"""A worker, or the launcher of several, as a process of its own: started, heard, stopped."""
 
 import contextlib
 import os
@@ -9,15 +9,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
-from mltune_cli.errors import (
-    ExitCode,
-    MltuneError,
-    NoVerdictError,
-    StoppedBySignalError,
-    UsageError,
-)
+from mltune_cli.errors import ExitCode, NoVerdictError
 from mltune_cli.launching.environment import worker_environment
 from mltune_cli.launching.events import Event, Failed, Finished, parse_event
+from mltune_cli.launching.failures import explained
 from mltune_cli.launching.job import TrainingJob
 
 _TAIL_LINES = 20
@@ -25,7 +20,7 @@ _GRACE_SECONDS = 5.0
 
 
 class WorkerProcess:
-    """One running worker.
+    """One running worker, or the launcher of the several that the job asks for.
 
     Its events come from a pipe of their own; what it and its libraries print goes to `on_output`
     line by line, and the last lines are kept for the explanation of a crash.
@@ -44,12 +39,14 @@ class WorkerProcess:
     ) -> None:
         self._on_output = on_output
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._is_launcher = not job.processes.is_single
+        room = "launching.elastic" if self._is_launcher else "training.worker"
         read_end, write_end = os.pipe()
         try:
             # -P: the working directory is not searched for modules, so a folder that happens to
             # hold a torch.py, or a checkout of mltune, changes nothing.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mltune_cli.training.worker", str(write_end)],
+                [sys.executable, "-P", "-m", f"mltune_cli.{room}", str(write_end)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -86,8 +83,18 @@ class WorkerProcess:
 
     def _send(self, job: TrainingJob) -> None:
         assert self._process.stdin is not None  # noqa: S101 - opened above
-        with self._process.stdin as stream:
-            stream.write(job.model_dump_json().encode())
+        try:
+            self._process.stdin.write(job.model_dump_json().encode() + b"\n")
+            self._process.stdin.flush()
+        finally:
+            # A launcher's stays open: requests to stop follow, and its end tells of ours.
+            if not self._is_launcher:
+                self._close_stdin()
+
+    def _close_stdin(self) -> None:
+        assert self._process.stdin is not None  # noqa: S101 - opened above
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
 
     def _read_output(self) -> None:
         assert self._process.stdout is not None  # noqa: S101 - opened above
@@ -113,7 +120,7 @@ class WorkerProcess:
                 except ValueError:
                     break  # the torn last line of a killed worker
                 if isinstance(event, Failed):
-                    failure = event
+                    failure = failure or event
                     continue
                 is_finished = is_finished or isinstance(event, Finished)
                 yield event
@@ -121,7 +128,7 @@ class WorkerProcess:
         status = self._process.wait()
         self._printer.join(timeout=_GRACE_SECONDS)
         if failure is not None:
-            raise _explained(failure)
+            raise explained(failure)
         if status != 0 or not is_finished:
             raise self._crash(status)
 
@@ -137,7 +144,14 @@ class WorkerProcess:
 
     def ask_to_stop(self, number: int) -> None:
         """Pass a signal on: the worker finishes its step, writes a checkpoint, and ends."""
-        self._process.send_signal(number)
+        if not self._is_launcher:
+            self._process.send_signal(number)
+            return
+        code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
+        assert self._process.stdin is not None  # noqa: S101 - opened above
+        with contextlib.suppress(OSError, ValueError):
+            self._process.stdin.write(f"{int(code)}\n".encode())
+            self._process.stdin.flush()
 
     def stop(self) -> None:
         """End the worker and everything it started, at once; safe to call twice."""
@@ -145,6 +159,7 @@ class WorkerProcess:
             self._kill_group()
         self._watcher.join(timeout=_GRACE_SECONDS)
         self._printer.join(timeout=_GRACE_SECONDS)
+        self._close_stdin()
 
 
 def _signal_name(number: int) -> str:
@@ -152,12 +167,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal has no name
         return f"signal {number}"
-
-
-def _explained(failure: Failed) -> MltuneError | StoppedBySignalError:
-    """Return the error that a worker told of, with its own exit code."""
-    if failure.exit_code == ExitCode.USAGE:
-        return UsageError(failure.message)
-    if failure.exit_code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED):
-        return StoppedBySignalError(ExitCode(failure.exit_code), failure.message)
-    return NoVerdictError(failure.message)

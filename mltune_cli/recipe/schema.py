@@ -41,6 +41,10 @@ class ModelSection(_Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: CUDA where there is one."
     )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description="fsdp: each process holds a part of the model, whole layers meet as needed.",
+    )
     attention: Literal["sdpa", "eager"] = Field(
         "sdpa", description="Attention kernel, named so that it cannot switch in silence."
     )
@@ -72,6 +76,9 @@ class DataSection(_Section):
         "2026-01-01",
         pattern=r"^\d{4}-\d{2}-\d{2}$",
         description="What a chat template that asks for the date is told.",
+    )
+    loader_workers: NonNegativeInt = Field(
+        0, description="Processes that build micro-batches ahead; 0: the training process does."
     )
 
 
@@ -117,6 +124,15 @@ class EvaluateSection(_Section):
     every_steps: NonNegativeInt = Field(
         0, description="0: never; else before the first step, every N steps and after the last."
     )
+    keep_best: bool = Field(
+        True, description="Keep what was trained at the lowest held-out loss, in best/."
+    )
+    early_stopping_patience: NonNegativeInt = Field(
+        0, description="Stop after so many evaluations without improvement; 0: never."
+    )
+    early_stopping_threshold: NonNegativeFloat = Field(
+        0.0, description="An improvement is a held-out loss lower by more than this, in nats."
+    )
 
 
 class CheckpointSection(_Section):
@@ -131,6 +147,9 @@ class LogSection(_Section):
 
     every_steps: NonNegativeInt | Literal["epoch"] = Field(
         1, description="0: only the last step; epoch: the last step of each epoch."
+    )
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        [], description="Experiment trackers that are told of losses as well."
     )
 
 
@@ -168,12 +187,16 @@ class Recipe(_Section):
         """Return everything in the recipe that decides bits, by dotted key.
 
         Cadences of evaluation, logging and checkpoints decide none, so changing them does not make
-        another recipe. Model and data are identified by their own content digests, not by name.
+        another recipe, unless evaluations decide when training ends. Model and data are identified
+        by their own content digests, not by name.
         """
-        tree = self.model_dump(exclude={"output_dir", "evaluate", "checkpoint", "log"})
-        for name in ("name_or_path", "revision", "trust_remote_code"):
+        tree = self.model_dump(exclude={"output_dir", "checkpoint", "log"})
+        del tree["evaluate"]["keep_best"]
+        if not self.evaluate.early_stopping_patience:
+            del tree["evaluate"]
+        for name in ("name_or_path", "revision", "trust_remote_code", "sharding"):
             del tree["model"][name]
-        for name in ("train", "validation", "revision", "subset"):
+        for name in ("train", "validation", "revision", "subset", "loader_workers"):
             del tree["data"][name]
         return {f"{section}.{key}": v for section, keys in tree.items() for key, v in keys.items()}
 
@@ -206,6 +229,12 @@ def check_combinations(recipe: Recipe) -> None:
         raise RecipeValueError(
             "evaluate.every_steps", "needs data.validation, which is missing; set it, or 0 here"
         )
+    if recipe.evaluate.early_stopping_patience and not recipe.evaluate.every_steps:
+        raise RecipeValueError(
+            "evaluate.early_stopping_patience", "needs evaluations; set evaluate.every_steps"
+        )
+    if recipe.model.base_precision == "nf4" and recipe.model.sharding != "none":
+        raise RecipeValueError("model.sharding", "4-bit weights are not sharded; set it to none")
     if recipe.model.base_precision == "nf4" and recipe.adapter.method == "full":
         raise RecipeValueError(
             "model.base_precision", "nf4 weights cannot be trained; use dtype, or an adapter"

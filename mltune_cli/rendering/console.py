@@ -34,6 +34,11 @@ def print_error(message: str) -> None:
     sys.stderr.write(f"mltune: {message}\n")
 
 
+def print_notice(text: str) -> None:
+    """Print a plain line on stderr: how far a command is."""
+    sys.stderr.write(text + "\n")
+
+
 def print_line(text: str) -> None:
     """Print a plain line on stdout."""
     sys.stdout.write(text + "\n")

@@ -41,10 +41,11 @@ class TrainingView:
                 self.show_output(f"note: {event.message}")
             case Started():
                 packs = f" in {event.units:,} packs" if event.units != event.rows else ""
+                processes = f" on {event.processes} processes" if event.processes > 1 else ""
                 self.show_output(
                     f"training {event.trained_parameters:,} of {event.parameters:,} parameters "
                     f"on {event.rows:,} rows{packs}, {event.total_steps} steps, "
-                    f"{event.device} {event.dtype}, in {event.folder}"
+                    f"{event.device} {event.dtype}{processes}, in {event.folder}"
                 )
                 if self._bar is not None:
                     self._task = self._bar.add_task("step", total=event.total_steps, detail="")

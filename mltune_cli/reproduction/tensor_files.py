@@ -70,9 +70,12 @@ def read_tensors(path: Path) -> dict[str, RawTensor]:
         header = json.loads(data[8 : 8 + header_bytes].tobytes())
         header.pop("__metadata__", None)
         body = data[8 + header_bytes :]
-        return {name: _raw_tensor(body, **entry) for name, entry in sorted(header.items())}
-    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        tensors = {name: _raw_tensor(body, **entry) for name, entry in sorted(header.items())}
+        used_bytes = sum(tensor.bits.nbytes for tensor in tensors.values())
+        _require(used_bytes == len(body), "it holds bytes that belong to no tensor")
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise NoVerdictError(f"{path}: is not a whole safetensors file: {error}") from None
+    return tensors
 
 
 def _require(holds: bool, problem: str) -> None:

@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from transformers import PreTrainedModel
 from mltune_cli.errors import NoVerdictError, RecipeValueError
 from mltune_cli.randomness import derived_seed
 from mltune_cli.recipe.schema import Recipe
-from mltune_cli.run_folder import ADAPTER, MODEL, remove
+from mltune_cli.run_folder import remove
 from mltune_cli.training.determinism import seed_all
 from mltune_cli.training.model import BaseModel
+from mltune_cli.training.sharding import whole, whole_tensors
 
 
 def prepare_trainable(base: BaseModel, recipe: Recipe) -> PreTrainedModel | PeftModel:
@@ -92,48 +94,72 @@ def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     }
 
 
-def save_trained(
-    folder: Path,
-    model: PreTrainedModel | PeftModel,
-    base: BaseModel,
-    recipe: Recipe,
-    metadata: dict[str, Any],
-) -> Path:
-    """Write what was trained below `folder`: `adapter/` in peft's format, or `model/`.
+@dataclass(frozen=True)
+class Trained:
+    """What a run trained, whole and on the CPU, and what its files say about it.
+
+    Attributes:
+        model: as returned by `prepare_trainable`.
+        base: the model before training.
+        recipe: resolved.
+        tensors: of the adapter, or of the whole model, by the names of their files.
+        metadata: further entries of `metadata.json`.
+    """
+
+    model: PreTrainedModel | PeftModel
+    base: BaseModel
+    recipe: Recipe
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, Any]
+
+
+def trained_tensors(model: Any, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """Return what was trained, by name. Where the model is divided, all processes must ask."""
+    if recipe.adapter.method != "full":
+        # Only what is trained is asked for: asking a divided model for its whole state is a
+        # meeting of all processes, and the writer alone saves an adapter.
+        trained = trained_parameters(model)
+        return whole_tensors(
+            get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
+        )
+    # Tied weights have two names and one tensor; they must stay one, or they are saved twice.
+    made_whole: dict[int, torch.Tensor] = {}
+    tensors = {}
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        if id(tensor) not in made_whole:
+            made_whole[id(tensor)] = whole(tensor.detach()).cpu()
+        tensors[name] = made_whole[id(tensor)]
+    return tensors
+
+
+def save_trained(folder: Path, name: str, trained: Trained) -> Path:
+    """Write what was trained into a folder of its own, in peft's or transformers' format.
 
     Only content goes into these files, no path, time or host, so that equal training gives equal
     bytes.
 
     Args:
         folder: the run folder.
-        model: as returned by `prepare_trainable`.
-        base: the model before training.
-        recipe: resolved.
-        metadata: further entries of `metadata.json`.
+        name: of the folder in it: `adapter`, `model` or `best`.
+        trained: what is written.
 
     Returns:
         The folder that was written.
     """
-    name = MODEL if recipe.adapter.method == "full" else ADAPTER
+    base, recipe, train = trained.base, trained.recipe, trained.recipe.train
     target = folder / f".{name}.part"
     remove(target)
     target.mkdir()
+    model: Any = trained.model
     if recipe.adapter.method == "full":
-        model.save_pretrained(str(target), safe_serialization=True)
+        model.save_pretrained(str(target), state_dict=dict(trained.tensors))
         base.tokenizer.save_pretrained(target)
         saved_keys = sorted(name for name, _ in model.named_parameters())
     else:
-        tensors = {
-            name: tensor.detach().cpu().contiguous()
-            for name, tensor in sorted(
-                get_peft_model_state_dict(model, save_embedding_layers=False).items()
-            )
-        }
-        _save_tensors(tensors, target / "adapter_model.safetensors")
-        config: Any = model.peft_config["default"]
-        _write_json(target / "adapter_config.json", config.to_dict() | {"inference_mode": True})
-        saved_keys = list(tensors)
-    train = recipe.train
+        _save_tensors(trained.tensors, target / "adapter_model.safetensors")
+        config = model.peft_config["default"].to_dict()
+        _write_json(target / "adapter_config.json", config | {"inference_mode": True})
+        saved_keys = list(trained.tensors)
     _write_json(
         target / "metadata.json",
         {
@@ -143,7 +169,7 @@ def save_trained(
             "batch_size": train.micro_batch_size * train.micro_batches_per_step,
             "seed": recipe.reproducibility.seed,
             "recipe_digest": recipe.bits_digest(),
-            **metadata,
+            **trained.metadata,
             "saved_keys": saved_keys,
         },
     )

@@ -21,6 +21,7 @@ from mltune_cli.digests import file_digest
 from mltune_cli.errors import NoVerdictError, UsageError
 from mltune_cli.run_folder import CHECKPOINTS
 from mltune_cli.training.optimization import optimizer_tensors
+from mltune_cli.training.sharding import like, whole_tensors
 from mltune_cli.training.step import TrainingState
 
 _TENSORS, _STATE, _MARK = "state.safetensors", "state.json", "complete.json"
@@ -61,18 +62,56 @@ class Checkpoint:
     environment_classes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run after a step, whole and on the CPU.
+
+    Attributes:
+        step: steps done.
+        last_loss: of the last one.
+        tensors: parameters and optimizer state, by prefixed name.
+    """
+
+    step: int
+    last_loss: float | None
+    tensors: dict[str, torch.Tensor]
+
+
+def snapshot(state: TrainingState) -> Snapshot:
+    """Take the state of a run. Where it is divided, all processes must ask."""
+    tensors = {_PARAMETER + key: value.detach() for key, value in state.parameters.items()}
+    for key, value in optimizer_tensors(state.optimizer, state.parameters).items():
+        tensors[_OPTIMIZER + key] = value
+    return Snapshot(state.step, state.last_loss, whole_tensors(tensors))
+
+
+def put_back(
+    state: TrainingState, step: int, last_loss: float | None, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Make a state that of an earlier step, from tensors that every process has whole."""
+    with torch.no_grad():
+        for name, parameter in state.parameters.items():
+            parameter.copy_(like(tensors[_PARAMETER + name], parameter))
+    for key, value in tensors.items():
+        if key.startswith(_OPTIMIZER):
+            slot, _, name = key.removeprefix(_OPTIMIZER).partition(".")
+            parameter = state.parameters[name]
+            state.optimizer.state[parameter][slot] = like(value, parameter)
+    state.step, state.last_loss = step, last_loss
+
+
 def write_checkpoint(
     run_folder: Path,
-    state: TrainingState,
+    taken: Snapshot,
     identity: Identity,
     environment_classes: tuple[str, ...],
     keep: int,
 ) -> Path:
-    """Write the state after `state.step` steps, then remove all but the newest `keep`.
+    """Write a snapshot, then remove all but the newest `keep`.
 
     Args:
         run_folder: of the run that goes on.
-        state: what is written.
+        taken: what is written.
         identity: what it belongs to.
         environment_classes: of the steps so far; more than one where a run was moved.
         keep: how many complete checkpoints stay, this one included.
@@ -81,14 +120,11 @@ def write_checkpoint(
         NoVerdictError: the disk is full; earlier checkpoints are as they were.
     """
     base = run_folder / CHECKPOINTS
-    name = f"step-{state.step:06d}"
+    name = f"step-{taken.step:06d}"
     draft, target = base / f".draft-{name}", base / name
-    tensors = {_PARAMETER + key: p.detach() for key, p in state.parameters.items()}
-    for key, value in optimizer_tensors(state.optimizer, state.parameters).items():
-        tensors[_OPTIMIZER + key] = value.detach()
     fields = {
-        "step": state.step,
-        "last_loss": state.last_loss,
+        "step": taken.step,
+        "last_loss": taken.last_loss,
         "recipe": identity.recipe,
         "digests": identity.digests,
         "environment_classes": environment_classes,
@@ -96,8 +132,7 @@ def write_checkpoint(
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        whole = {key: value.cpu().contiguous() for key, value in sorted(tensors.items())}
-        save_file(whole, draft / _TENSORS, metadata={"format": "pt"})
+        save_file(taken.tensors, draft / _TENSORS, metadata={"format": "pt"})
         (draft / _STATE).write_text(json.dumps(fields, sort_keys=True), encoding="utf-8")
         seal = {name: file_digest(draft / name) for name in (_TENSORS, _STATE)}
         for path in (draft / _TENSORS, draft / _STATE, draft):
@@ -220,20 +255,11 @@ def require_same(folder: Path, was: Identity, now: Identity) -> None:
         )
 
 
-def restore(checkpoint: Checkpoint, state: TrainingState, identity: Identity) -> None:
-    """Put a checkpoint's parameters, optimizer state and step into `state`.
+def read_tensors(checkpoint: Checkpoint, identity: Identity) -> dict[str, torch.Tensor]:
+    """Read a checkpoint's parameters and optimizer state.
 
     Raises:
         UsageError: it belongs to another recipe, model or data set; the sentence says what changed.
     """
     require_same(checkpoint.folder, checkpoint.identity, identity)
-    tensors = load_file(checkpoint.folder / _TENSORS)
-    with torch.no_grad():
-        for name, parameter in state.parameters.items():
-            parameter.copy_(tensors[_PARAMETER + name])
-    for key, value in tensors.items():
-        if key.startswith(_OPTIMIZER):
-            slot, _, name = key.removeprefix(_OPTIMIZER).partition(".")
-            parameter = state.parameters[name]
-            state.optimizer.state[parameter][slot] = value.to(parameter.device)
-    state.step, state.last_loss = checkpoint.step, checkpoint.last_loss
+    return load_file(checkpoint.folder / _TENSORS)

@@ -1,11 +1,15 @@
-"""The held-out loss."""
+"""The held-out loss, and what follows from it: the best step so far, and when to stop."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from mltune_cli.recipe.schema import EvaluateSection
 from mltune_cli.training.data.collating import Collator
 from mltune_cli.training.data.dataset import TokenisedDataset
+from mltune_cli.training.processes import Processes
 from mltune_cli.training.step import TrainingState, summed_loss
 
 
@@ -18,16 +22,82 @@ class EvaluationResult:
 
 
 def evaluate(
-    state: TrainingState, dataset: TokenisedDataset, collator: Collator, micro_batch_size: int
+    state: TrainingState,
+    processes: Processes,
+    dataset: TokenisedDataset,
+    collator: Collator,
+    micro_batch_size: int,
 ) -> EvaluationResult:
-    """Measure the loss on every held-out row, in file order. Draws no random numbers."""
+    """Measure the loss on every held-out row. Draws no random numbers.
+
+    The rows are cut into micro-batches in file order and shared out over the processes. The sums
+    of all micro-batches are added up exactly, so neither their order nor who computed them counts.
+
+    Raises:
+        LostProcessError: another process is gone.
+    """
     state.model.eval()
-    total = torch.zeros((), dtype=torch.float64, device=state.device)
-    target_tokens = 0
+    starts = range(0, len(dataset), micro_batch_size)
+    losses: list[torch.Tensor] = []
     with torch.no_grad():
-        for first in range(0, len(dataset), micro_batch_size):
-            units = list(range(first, min(first + micro_batch_size, len(dataset))))
-            batch = collator.collate(units).to(state.device)
-            total += summed_loss(state, batch).double()
-            target_tokens += batch.target_count
-    return EvaluationResult(float(total) / target_tokens, target_tokens)
+        for turn in processes.turns(len(starts), in_step=state.in_step):
+            first = starts[turn.index]
+            batch = collator.collate([*range(first, min(first + micro_batch_size, len(dataset)))])
+            loss = summed_loss(state, batch.to(state.device)).float()
+            if turn.counts:
+                losses.append(loss)
+    most = max(map(len, processes.shares(len(starts))))
+    padded = torch.zeros(most, dtype=torch.float32, device=state.device)
+    if losses:
+        padded[: len(losses)] = torch.stack(losses)
+    total = math.fsum(value for part in processes.gather(padded) for value in part.tolist())
+    target_tokens = int(dataset.unit_target_counts.sum())
+    return EvaluationResult(total / target_tokens, target_tokens)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One line of the evaluation log: steps done, and the held-out loss in nats per token."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the evaluations so far say; a function of the evaluation log and of nothing else.
+
+    Attributes:
+        best_step: with the lowest loss, of those after training began; None before the first.
+        since_improvement: evaluations since the last one that counts as an improvement.
+    """
+
+    best_step: int | None
+    since_improvement: int
+
+    def ends_training(self, section: EvaluateSection) -> bool:
+        """Tell whether early stopping ends the run here."""
+        patience = section.early_stopping_patience
+        return bool(patience) and self.since_improvement >= patience
+
+
+def standing(evaluations: Sequence[Evaluation], threshold: float) -> Standing:
+    """Read the best step and the time since the last improvement off the evaluations.
+
+    Args:
+        evaluations: in the order of their steps. The one of step 0 sets the mark that the others
+            have to improve on; nothing has been trained there, so it is never the best.
+        threshold: by how much, in nats, a loss must be lower to count as an improvement.
+    """
+    best: Evaluation | None = None
+    mark = math.inf
+    since = 0
+    for evaluation in evaluations:
+        if evaluation.step > 0 and (best is None or evaluation.loss < best.loss):
+            best = evaluation
+        if evaluation.loss < mark - threshold or mark == math.inf:
+            mark = evaluation.loss
+            since = 0
+        else:
+            since += 1
+    return Standing(best.step if best else None, since)

@@ -1,174 +1,272 @@
 """The training loop, from top to bottom."""
 
 import contextlib
-from functools import partial
+import itertools
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mltune_cli.errors import NoVerdictError, StoppedBySignalError
+from mltune_cli.errors import ExitCode, NoVerdictError, StoppedBySignalError
 from mltune_cli.launching.events import EventPipe, Finished, Notice, Started
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.manifest import Manifest, RunResult
-from mltune_cli.run_folder import ADAPTER, MODEL
-from mltune_cli.training.adapter import save_trained
-from mltune_cli.training.checkpoint import write_checkpoint
+from mltune_cli.recipe.layers import flatten
+from mltune_cli.run_folder import ADAPTER, BEST, MODEL, TRACKERS
+from mltune_cli.training.adapter import Trained, save_trained, trained_tensors
+from mltune_cli.training.checkpoint import snapshot, write_checkpoint
 from mltune_cli.training.data.collating import MicroBatch
+from mltune_cli.training.data.loading import micro_batches
 from mltune_cli.training.data.rendering import template_asks_for_date
-from mltune_cli.training.evaluation import evaluate
+from mltune_cli.training.evaluation import Evaluation, evaluate, standing
+from mltune_cli.training.joint_start import Start, start_together
 from mltune_cli.training.optimization import learning_rate_at
-from mltune_cli.training.resuming import EnteredFolder, enter_folder, run_identity
-from mltune_cli.training.run_log import RunLog, StepContext
-from mltune_cli.training.setup import PreparedRun, build_manifest, prepare_run
-from mltune_cli.training.step import train_step
-from mltune_cli.training.stopping import StopRequest
-from mltune_cli.witness.digest import tensors_digest
+from mltune_cli.training.processes import Processes
+from mltune_cli.training.resuming import drop_other_best, run_identity
+from mltune_cli.training.run_log import RunFiles, RunLog, StepContext
+from mltune_cli.training.run_manifest import build_manifest
+from mltune_cli.training.setup import PreparedRun, prepare_run
+from mltune_cli.training.shared_witness import digest_of_all_parts
+from mltune_cli.training.step import StepPlan, train_step
+from mltune_cli.training.stopping import NoStop, StopSource
+from mltune_cli.training.trackers import Trackers, require_trackers
 
 
-def train(job: TrainingJob, pipe: EventPipe, stop: StopRequest | None = None) -> None:
+@dataclass(frozen=True)
+class Surroundings:
+    """How this process is tied to the one that started it, and to its fellows.
+
+    Attributes:
+        pipe: where events go.
+        stop: asked after each step; a request makes a checkpoint and ends the run.
+        meet: joins the other processes; None where there are none.
+        on_folder: told of the run folder as soon as it is ours.
+    """
+
+    pipe: EventPipe
+    stop: StopSource = field(default_factory=NoStop)
+    meet: Callable[[str], Processes] | None = None
+    on_folder: Callable[[Path], None] = lambda folder: None  # noqa: ARG005
+
+
+def train(job: TrainingJob, around: Surroundings) -> None:
     """Run a training job from its first step, or its checkpoint, to its last.
 
     Args:
         job: what to train.
-        pipe: where events go.
-        stop: asked after each step; a request makes a checkpoint and ends the run.
+        around: who listens, who may ask to stop, who computes along.
 
     Raises:
         UsageError: recipe, data, model or output folder cannot be used; nothing was written.
-        NoVerdictError: a non-finite loss, or a disk that is full.
+        NoVerdictError: a non-finite loss, a disk that is full, a process that drifted.
         StoppedBySignalError: the run was stopped, and can be gone on with.
+        LostProcessError: another process is gone.
     """
-    run = prepare_run(job.recipe)
-    _report_data(pipe, run)
-    entered = enter_folder(job, run, pipe)
-    with contextlib.closing(entered.lock):
-        if entered.finished is not None:
-            _say_finished(entered.path, entered.finished, pipe)
+    require_trackers(job.recipe.log.trackers)
+    run = prepare_run(job.recipe, around.meet)
+    if not run.processes.leads_node:
+        around = replace(around, pipe=EventPipe(None))
+    _report_data(around.pipe, run)
+    start = start_together(job, run, around.pipe, around.on_folder)
+    with contextlib.closing(start.lock) if start.lock else contextlib.nullcontext():
+        if start.finished_loss is None:
+            _train_from(start, job, run, around)
         else:
-            _train_in(entered, job, run, pipe, stop)
+            around.pipe.send(
+                Notice(f"{start.folder}: this run is finished already; nothing was done")
+            )
+            around.pipe.send(_finished(start.folder, run, start.finished_loss))
 
 
-def _say_finished(folder: Path, manifest: Manifest, pipe: EventPipe) -> None:
-    pipe.send(Notice(f"{folder}: this run is finished already; nothing was done"))
-    trained = folder / (MODEL if manifest.recipe["adapter"]["method"] == "full" else ADAPTER)
-    pipe.send(Finished(str(folder), str(trained), manifest.result.last_loss or 0.0))
+def _finished(folder: Path, run: PreparedRun, last_loss: float) -> Finished:
+    return Finished(str(folder), str(folder / _trained_name(run)), last_loss)
 
 
-def _train_in(
-    entered: EnteredFolder,
-    job: TrainingJob,
-    run: PreparedRun,
-    pipe: EventPipe,
-    stop: StopRequest | None,
-) -> None:
-    folder, checkpoint = entered.path, entered.checkpoint
-    recipe, state = run.recipe, run.state
-    total_steps = recipe.train.max_steps or 0
-    manifest = build_manifest(job, run, checkpoint.environment_classes if checkpoint else ())
+def _trained_name(run: PreparedRun) -> str:
+    return MODEL if run.recipe.adapter.method == "full" else ADAPTER
+
+
+@dataclass
+class _Course:
+    """A run under way.
+
+    Attributes:
+        steps: of the recipe; early stopping may end it before.
+        evaluations: so far, earlier starts of the run included.
+    """
+
+    start: Start
+    run: PreparedRun
+    log: RunLog
+    steps: int
+    evaluations: list[Evaluation]
+
+
+def _train_from(start: Start, job: TrainingJob, run: PreparedRun, around: Surroundings) -> None:
+    recipe, state, pipe = run.recipe, run.state, around.pipe
+    steps = recipe.train.max_steps or 0
+    manifest = build_manifest(job, run, start.environment_classes)
     for claim in manifest.claims:
         if not claim.holds:
             pipe.send(Notice(f"not claimed: {claim.name}: {claim.reason}"))
-    log = RunLog(folder, manifest, total_steps, pipe, done_steps=state.step)
-    pipe.send(
-        Started(
-            folder=str(folder),
-            total_steps=total_steps,
-            trained_parameters=manifest.model.trained_parameters,
-            parameters=manifest.model.parameters,
-            rows=run.train_data.summary.rows,
-            units=len(run.train_data),
-            device=run.base.device.type,
-            dtype=recipe.model.dtype,
-        )
-    )
+    files = trackers = None
+    if run.processes.is_writer:
+        best_step = standing(start.evaluations, recipe.evaluate.early_stopping_threshold).best_step
+        drop_other_best(start.folder, best_step)
+        files = RunFiles(start.folder, manifest, state.step)
+        trackers = _trackers(start.folder, run, pipe)
+    log = RunLog(files, trackers, steps, pipe, done_steps=state.step)
+    pipe.send(_started(start, run, manifest, steps))
+    course = _Course(start, run, log, steps, list(start.evaluations))
     try:
-        _run_steps(entered, run, manifest, log, pipe, stop)
+        _run_steps(course, around)
     except NoVerdictError:
         with contextlib.suppress(OSError, NoVerdictError):
             log.finish(RunResult(status="failed", steps=state.step))
         raise
+    pipe.send(_finished(start.folder, run, state.last_loss or 0.0))
 
 
-def _run_steps(
-    entered: EnteredFolder,
-    run: PreparedRun,
-    manifest: Manifest,
-    log: RunLog,
-    pipe: EventPipe,
-    stop: StopRequest | None,
-) -> None:
-    folder, recipe, state = entered.path, run.recipe, run.state
-    total_steps = recipe.train.max_steps or 0
-    if entered.checkpoint is None:
-        log.witness(run.initial)
-        _evaluate_when_due(run, log)
-    if stop is not None:
-        stop.defer()
-    environments = tuple(manifest.environment_classes)
-    identity = run_identity(run)
-    while state.step < total_steps:
-        _take_step(run, log, total_steps)
-        _evaluate_when_due(run, log)
-        every = recipe.checkpoint.every_steps
-        stop_code = stop.code if stop is not None else None
-        if stop_code is not None or (every and state.step % every == 0):
-            log.flush_to_disk()
-            write_checkpoint(folder, state, identity, environments, recipe.checkpoint.keep)
-        if stop_code is not None:
-            log.finish(RunResult(status="interrupted", steps=state.step))
-            raise StoppedBySignalError(
-                stop_code, f"stopped after step {state.step}; go on with --resume"
-            )
-    metadata = {"train_data_digest": run.train_data.summary.digest}
-    trained = save_trained(folder, state.model, run.base, recipe, metadata)
-    log.finish(
+def _started(start: Start, run: PreparedRun, manifest: Manifest, steps: int) -> Started:
+    return Started(
+        folder=str(start.folder),
+        total_steps=steps,
+        trained_parameters=manifest.model.trained_parameters,
+        parameters=manifest.model.parameters,
+        rows=run.train_data.summary.rows,
+        units=len(run.train_data),
+        device=run.processes.device.type,
+        dtype=run.recipe.model.dtype,
+        processes=run.processes.size,
+    )
+
+
+def _trackers(folder: Path, run: PreparedRun, pipe: EventPipe) -> Trackers | None:
+    names = run.recipe.log.trackers
+    if not names:
+        return None
+    values = flatten(run.recipe.model_dump(exclude={"output_dir"}))
+    config = {
+        key: value if isinstance(value, int | float | bool) else str(value)
+        for key, value in values.items()
+    }
+    return Trackers(
+        names, folder / TRACKERS, folder.name, config, lambda trouble: pipe.send(Notice(trouble))
+    )
+
+
+def _run_steps(course: _Course, around: Surroundings) -> None:
+    run, state = course.run, course.run.state
+    if state.step == 0:
+        course.log.witness(run.initial)
+        _evaluate_when_due(course)
+    around.stop.defer()
+    with contextlib.closing(_own_micro_batches(course)) as batches:
+        while state.step < course.steps and not _is_stopped_early(course):
+            _take_step(course, batches)
+            _evaluate_when_due(course)
+            stop_code = run.processes.agree(around.stop.code or 0)
+            every = run.recipe.checkpoint.every_steps
+            if stop_code or (every and state.step % every == 0):
+                _write_checkpoint(course)
+            if stop_code:
+                course.log.finish(RunResult(status="interrupted", steps=state.step))
+                # Whoever raises first ends the others: not before the checkpoint is whole.
+                run.processes.barrier()
+                raise StoppedBySignalError(
+                    ExitCode(stop_code), f"stopped after step {state.step}; go on with --resume"
+                )
+    _save(course, _trained_name(run))
+    course.log.finish(
         RunResult(
             status="finished",
             steps=state.step,
             last_loss=state.last_loss,
-            trained_digest=tensors_digest(dict(state.parameters)),
+            trained_digest=digest_of_all_parts(dict(state.parameters), run.processes),
         )
     )
-    pipe.send(Finished(str(folder), str(trained), state.last_loss or 0.0))
 
 
-def _take_step(run: PreparedRun, log: RunLog, total_steps: int) -> None:
-    recipe, state = run.recipe, run.state
-    step = state.step + 1
-    collator = run.collator(run.train_data)
-    units = [
-        run.stream.micro_batch(step, index) for index in range(recipe.train.micro_batches_per_step)
-    ]
-    counts = run.train_data.unit_target_counts
-    input_tokens = 0
+def _own_micro_batches(course: _Course) -> Generator[MicroBatch]:
+    """Return this process's micro-batches of the steps that are left."""
+    run, recipe = course.run, course.run.recipe
+    turns = run.processes.turns(recipe.train.micro_batches_per_step, in_step=run.state.in_step)
+    return micro_batches(
+        run.stream,
+        run.collator(run.train_data),
+        range(run.state.step + 1, course.steps + 1),
+        [turn.index for turn in turns],
+        recipe.data.loader_workers,
+    )
 
-    def make(units_of_batch: list[int]) -> MicroBatch:
-        nonlocal input_tokens
-        batch = collator.collate(units_of_batch)
-        input_tokens += int(batch.attention_mask.sum())
-        return batch
 
-    learning_rate = learning_rate_at(step, total_steps, recipe.train)
-    result = train_step(
-        state,
-        [partial(make, batch_units) for batch_units in units],
-        target_tokens=int(sum(counts[unit] for batch_units in units for unit in batch_units)),
+def _take_step(course: _Course, batches: Iterator[MicroBatch]) -> None:
+    run, recipe = course.run, course.run.recipe
+    step = run.state.step + 1
+    count = recipe.train.micro_batches_per_step
+    targets = run.train_data.unit_target_counts
+    plan = StepPlan(
+        micro_batches=count,
+        target_tokens=sum(
+            int(targets[run.stream.micro_batch(step, index)].sum()) for index in range(count)
+        ),
         seed=recipe.reproducibility.seed,
-        learning_rate=learning_rate,
+        learning_rate=learning_rate_at(step, course.steps, recipe.train),
         max_grad_norm=recipe.train.max_grad_norm,
     )
+    own = len(run.processes.turns(count, in_step=run.state.in_step))
+    result = train_step(run.state, run.processes, itertools.islice(batches, own), plan)
     every = recipe.log.every_steps
     is_due = run.stream.ends_epoch(step) if every == "epoch" else every and step % every == 0
-    in_log = step == total_steps or bool(is_due)
-    log.step(result, StepContext(learning_rate, run.stream.epoch_of(step), input_tokens), in_log)
+    in_log = step == course.steps or bool(is_due)
+    course.log.step(result, StepContext(plan.learning_rate, run.stream.epoch_of(step)), in_log)
 
 
-def _evaluate_when_due(run: PreparedRun, log: RunLog) -> None:
-    every, step = run.recipe.evaluate.every_steps, run.state.step
-    if run.validation_data is None or not every:
+def _evaluate_when_due(course: _Course) -> None:
+    """Measure the held-out loss; keep what was trained where it is the lowest so far."""
+    run, step = course.run, course.run.state.step
+    section, data = run.recipe.evaluate, run.validation_data
+    if data is None or not section.every_steps:
         return
-    if step % every == 0 or step == run.recipe.train.max_steps:
-        collator = run.collator(run.validation_data)
-        size = run.recipe.train.micro_batch_size
-        log.evaluation(step, evaluate(run.state, run.validation_data, collator, size))
+    if step % section.every_steps and step != course.steps:
+        return
+    size = run.recipe.train.micro_batch_size
+    result = evaluate(run.state, run.processes, data, run.collator(data), size)
+    course.log.evaluation(step, result)
+    course.evaluations.append(Evaluation(step, result.loss))
+    threshold = section.early_stopping_threshold
+    if section.keep_best and standing(course.evaluations, threshold).best_step == step:
+        _save(course, BEST)
+
+
+def _is_stopped_early(course: _Course) -> bool:
+    section = course.run.recipe.evaluate
+    return standing(course.evaluations, section.early_stopping_threshold).ends_training(section)
+
+
+def _write_checkpoint(course: _Course) -> None:
+    run = course.run
+    if run.processes.is_writer or run.state.is_divided:
+        taken = snapshot(run.state)
+    if run.processes.is_writer:
+        course.log.flush_to_disk()
+        write_checkpoint(
+            course.start.folder,
+            taken,
+            run_identity(run),
+            course.start.environment_classes,
+            run.recipe.checkpoint.keep,
+        )
+
+
+def _save(course: _Course, name: str) -> None:
+    """Write what was trained so far into a folder of the run folder."""
+    run = course.run
+    if run.processes.is_writer or run.state.is_divided:
+        tensors = trained_tensors(run.state.model, run.recipe)
+    if run.processes.is_writer:
+        metadata = {"train_data_digest": run.train_data.summary.digest, "step": run.state.step}
+        trained = Trained(run.state.model, run.base, run.recipe, tensors, metadata)
+        save_trained(course.start.folder, name, trained)
 
 
 def _report_data(pipe: EventPipe, run: PreparedRun) -> None:

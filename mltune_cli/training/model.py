@@ -21,7 +21,7 @@ from mltune_cli.digests import files_digest
 from mltune_cli.errors import RecipeValueError, UsageError, is_machine_failure
 from mltune_cli.recipe.schema import ModelSection, Recipe
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -52,7 +52,7 @@ class BaseModel:
         revision: the hub commit, where there is one.
         digest: of configuration and weights.
         tokenizer_digest: of the tokenizer's files.
-        model: in the dtype it is computed in, on `device`.
+        model: in the dtype it is computed in, on the CPU; a 4-bit one on its GPU.
     """
 
     name: str
@@ -62,7 +62,6 @@ class BaseModel:
     tokenizer_digest: str
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
-    device: torch.device
 
 
 def resolved_model_section(recipe: Recipe) -> ModelSection:
@@ -118,13 +117,16 @@ def _quantization(section: ModelSection, device: torch.device) -> dict[str, Any]
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def load_base_model(section: ModelSection, full_precision_weights: bool) -> BaseModel:
+def load_base_model(
+    section: ModelSection, full_precision_weights: bool, device: torch.device
+) -> BaseModel:
     """Load model and tokenizer from the bundle, a folder or the hub.
 
     Args:
         section: with device and dtype resolved.
         full_precision_weights: keep weights in float32 whatever the compute dtype (they are the
             optimizer's master copy in full fine-tuning).
+        device: where the model will be computed.
 
     Raises:
         RecipeValueError: there is no such model, it lacks weights, or it lacks a tokenizer.
@@ -132,7 +134,6 @@ def load_base_model(section: ModelSection, full_precision_weights: bool) -> Base
     given = section.name_or_path or ""
     folder, revision = _folder_of(given, section)
     tokenizer = _load_tokenizer(given, folder, section)
-    device = torch.device("cuda", 0) if section.device == "cuda" else torch.device("cpu")
     dtype = torch.float32 if full_precision_weights else getattr(torch, section.dtype)
     try:
         # transformers' hints know only the call that returns the model alone.
@@ -168,11 +169,10 @@ def load_base_model(section: ModelSection, full_precision_weights: bool) -> Base
         revision=revision,
         digest=files_digest(folder, _model_files(folder, section.trust_remote_code)),
         tokenizer_digest=files_digest(
-            folder, [path for name in _TOKENIZER_FILES if (path := folder / name).is_file()]
+            folder, [path for name in TOKENIZER_FILES if (path := folder / name).is_file()]
         ),
         tokenizer=tokenizer,
-        model=model if section.base_precision == "nf4" else model.to(device),
-        device=device,
+        model=model,
     )
 
 
@@ -222,7 +222,7 @@ def _folder_of(given: str, section: ModelSection) -> tuple[Path, str | None]:
 
 
 def _load_tokenizer(given: str, folder: Path, section: ModelSection) -> PreTrainedTokenizerBase:
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise RecipeValueError(
             _KEY, f"{given}: has no tokenizer (no tokenizer.json or tokenizer.model); add one"
         )
@@ -257,16 +257,22 @@ def require_room(model: Any, max_length: int) -> None:
         )
 
 
-def require_separable_documents(model: Any, device: torch.device) -> None:
+def require_separable_documents(base: BaseModel, model: Any, device: torch.device) -> None:
     """Refuse packing on a model whose documents would see each other.
 
     Asked of the model itself: another first document must not change what the second one gives.
 
+    Args:
+        base: the model as its authors made it.
+        model: the same on `device`, with a fresh adapter around it, which changes nothing yet.
+        device: where it is computed.
+
     Raises:
         RecipeValueError: the model takes no positions, or attends across documents.
     """
-    kind = model.config.model_type
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    config = base.model.config
+    kind = config.model_type
+    if "position_ids" not in inspect.signature(base.model.forward).parameters:
         raise RecipeValueError(
             "data.packing",
             f"a {kind} model takes no positions, so packed documents cannot be told apart; "
@@ -274,7 +280,7 @@ def require_separable_documents(model: Any, device: torch.device) -> None:
         )
     length = 8
     positions = torch.arange(length, device=device).repeat(2)[None]
-    vocabulary = int(model.config.get_text_config().vocab_size)
+    vocabulary = int(config.get_text_config().vocab_size)
     first, other, second = (
         torch.arange(length, device=device) * factor % vocabulary for factor in (3, 5, 7)
     )

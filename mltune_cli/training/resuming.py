@@ -1,8 +1,11 @@
 """Where a run starts: at step 0, or at a checkpoint of a run that was cut short."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from mltune_cli.errors import UsageError
 from mltune_cli.launching.events import EventPipe, Notice
@@ -10,6 +13,7 @@ from mltune_cli.launching.job import TrainingJob
 from mltune_cli.manifest import MANIFEST_FILE, Manifest, read_manifest
 from mltune_cli.recipe.schema import Recipe
 from mltune_cli.run_folder import (
+    BEST,
     CHECKPOINTS,
     EVALUATION_LOG,
     TRAINING_LOG,
@@ -17,15 +21,16 @@ from mltune_cli.run_folder import (
     RunLock,
     claim_folder,
     claim_next_folder,
+    remove,
 )
 from mltune_cli.training.checkpoint import (
     Checkpoint,
     Identity,
     newest_checkpoint,
     open_checkpoint,
+    read_tensors,
     remove_later,
     require_same,
-    restore,
 )
 from mltune_cli.training.setup import PreparedRun
 
@@ -49,26 +54,40 @@ class EnteredFolder:
     Attributes:
         path: the folder.
         lock: holds it until it is closed.
-        checkpoint: what was restored; None at step 0.
+        checkpoint: what the run goes on from; None at step 0.
+        tensors: the checkpoint's.
         finished: the manifest of a run that has nothing left to do.
     """
 
     path: Path
     lock: RunLock
     checkpoint: Checkpoint | None = None
+    tensors: dict[str, torch.Tensor] | None = None
     finished: Manifest | None = None
 
 
+def after_restart(job: TrainingJob, folder: Path) -> TrainingJob:
+    """Return the job of processes that take the place of ones that died.
+
+    Whatever the first ones were to do with an earlier run in the folder, they have done.
+
+    Args:
+        job: what the first processes were told.
+        folder: the run folder that they claimed.
+    """
+    recipe = job.recipe.with_values({"output_dir": str(folder)})
+    return job.model_copy(update={"recipe": recipe, "overwrite": False, "resume": True})
+
+
 def enter_folder(job: TrainingJob, run: PreparedRun, pipe: EventPipe) -> EnteredFolder:
-    """Claim the run folder, and restore the checkpoint that the job asks for.
+    """Claim the run folder, and open the checkpoint that the job asks for.
 
     Raises:
         UsageError: folder or checkpoint cannot be used; nothing in them was changed.
     """
-    identity = run_identity(run)
     explicit = open_checkpoint(Path(job.resume_from)) if job.resume_from else None
     if explicit is not None:
-        restore(explicit, run.state, identity)
+        require_same(explicit.folder, explicit.identity, run_identity(run))
     if job.recipe.output_dir is None:
         folder = claim_next_folder(Path(job.runs_folder), job.recipe_name)
         lock = RunLock(folder)
@@ -77,13 +96,13 @@ def enter_folder(job: TrainingJob, run: PreparedRun, pipe: EventPipe) -> Entered
         goes_on = job.resume or (explicit is not None and _run_of(explicit) == folder)
         lock = claim_folder(folder, job.overwrite, goes_on)
     try:
-        return _restored(folder, lock, job, run, explicit, pipe)
+        return _opened(folder, lock, job, run, explicit, pipe)
     except BaseException:
         lock.close()
         raise
 
 
-def _restored(
+def _opened(
     folder: Path,
     lock: RunLock,
     job: TrainingJob,
@@ -92,18 +111,25 @@ def _restored(
     pipe: EventPipe,
 ) -> EnteredFolder:
     identity = run_identity(run)
-    checkpoint = explicit
+    checkpoint = None
     if job.resume:
         earlier = _earlier_run(folder, identity)
         if earlier is not None and earlier.result.status == "finished":
             return EnteredFolder(folder, lock, finished=earlier)
-        checkpoint = _resume_newest(folder, run, identity, pipe)
-    elif explicit is not None and _run_of(explicit) != folder:
-        _take_logs(_run_of(explicit), folder)
-    if checkpoint is not None:
-        pipe.send(Notice(f"going on after step {checkpoint.step}, from {checkpoint.folder}"))
+        checkpoint = _newest(folder, pipe)
+        if checkpoint is None and explicit is None:
+            start = "holds no complete checkpoint, so training starts at step 0"
+            pipe.send(Notice(f"{folder}: {start}"))
+    if checkpoint is None and explicit is not None:
+        checkpoint = explicit
+        if _run_of(explicit) != folder:
+            _take_logs(_run_of(explicit), folder)
     remove_later(folder, checkpoint.step if checkpoint else 0)
-    return EnteredFolder(folder, lock, checkpoint)
+    if checkpoint is None:
+        return EnteredFolder(folder, lock)
+    tensors = read_tensors(checkpoint, identity)
+    pipe.send(Notice(f"going on after step {checkpoint.step}, from {checkpoint.folder}"))
+    return EnteredFolder(folder, lock, checkpoint, tensors)
 
 
 def _earlier_run(folder: Path, identity: Identity) -> Manifest | None:
@@ -127,16 +153,10 @@ def _earlier_run(folder: Path, identity: Identity) -> Manifest | None:
     return manifest
 
 
-def _resume_newest(
-    folder: Path, run: PreparedRun, identity: Identity, pipe: EventPipe
-) -> Checkpoint | None:
+def _newest(folder: Path, pipe: EventPipe) -> Checkpoint | None:
     checkpoint, passed_over = newest_checkpoint(folder)
     for sentence in passed_over:
         pipe.send(Notice(sentence))
-    if checkpoint is None:
-        pipe.send(Notice(f"{folder}: holds no complete checkpoint, so training starts at step 0"))
-        return None
-    restore(checkpoint, run.state, identity)
     return checkpoint
 
 
@@ -152,7 +172,27 @@ def _run_of(checkpoint: Checkpoint) -> Path:
 
 
 def _take_logs(source: Path, folder: Path) -> None:
-    """Bring the logs of the steps before a checkpoint into a new run folder."""
+    """Bring the logs of the steps before a checkpoint, and the best so far, into a new folder."""
     for name in (TRAINING_LOG, WITNESS_LOG, EVALUATION_LOG):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    if (source / BEST).is_dir():
+        shutil.copytree(source / BEST, folder / BEST)
+
+
+def drop_other_best(folder: Path, best_step: int | None) -> None:
+    """Remove `best/` unless it is of the given step: it lies ahead, and will be written again.
+
+    Args:
+        folder: the run folder.
+        best_step: the best so far, as the evaluation log says; None where there is none.
+    """
+    if not (folder / BEST).exists():
+        return
+    try:
+        metadata = json.loads((folder / BEST / "metadata.json").read_text(encoding="utf-8"))
+        is_wanted = best_step is not None and metadata["step"] == best_step
+    except (OSError, ValueError, KeyError, TypeError):
+        is_wanted = False
+    if not is_wanted:
+        remove(folder / BEST)

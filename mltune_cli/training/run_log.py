@@ -17,6 +17,7 @@ from mltune_cli.run_folder import (
 )
 from mltune_cli.training.evaluation import EvaluationResult
 from mltune_cli.training.step import StepResult
+from mltune_cli.training.trackers import Trackers
 from mltune_cli.witness.record import WitnessRecord
 
 
@@ -26,69 +27,105 @@ class StepContext:
 
     learning_rate: float
     epoch: float
-    input_tokens: int
 
 
-class RunLog:
-    """Writes the run folder's logs and sends the same to the command that listens.
+class RunFiles:
+    """The files of a run's account, which the first process writes.
 
     `training_log.jsonl`, `witness.jsonl` and `evaluation_log.jsonl` hold what repeats; clock and
     speed go to `timings.jsonl` alone.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        total_steps: int,
-        pipe: EventPipe,
-        done_steps: int,
-    ) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, done_steps: int) -> None:
         # First of all: with its manifest the folder is a run, whatever happens next.
         manifest.write(folder)
         for name in (TRAINING_LOG, WITNESS_LOG, EVALUATION_LOG, TIMINGS_LOG):
             # At step 0 the initial state is recorded anew, so nothing at all is kept.
             cut_log(folder / name, done_steps if done_steps else -1)
-        self._done_steps = done_steps
         self._folder = folder
         self._manifest = manifest
+        self.training = JsonLog(folder / TRAINING_LOG)
+        self.witness = JsonLog(folder / WITNESS_LOG)
+        self.evaluation = JsonLog(folder / EVALUATION_LOG)
+        self.timings = JsonLog(folder / TIMINGS_LOG)
+
+    @property
+    def _logs(self) -> tuple[JsonLog, ...]:
+        return (self.training, self.witness, self.evaluation, self.timings)
+
+    def flush_to_disk(self) -> None:
+        """Wait until the logs are on the disk: a checkpoint must not be ahead of them."""
+        for log in self._logs:
+            log.flush_to_disk()
+
+    def finish(self, result: RunResult) -> None:
+        """Write the last loss, where the run is whole, and the manifest's final word."""
+        if result.status == "finished":
+            (self._folder / LAST_LOSS).write_text(f"{result.last_loss!r}\n", encoding="utf-8")
+        for log in self._logs:
+            log.close()
+        self._manifest.model_copy(update={"result": result}).write(self._folder)
+
+
+class RunLog:
+    """Tells files, trackers and the command that listens how the run goes.
+
+    Args:
+        files: None in a process that writes none.
+        trackers: told of losses as well; None where there are none.
+        total_steps: of the recipe.
+        pipe: to the command.
+        done_steps: steps that lie behind at the start.
+    """
+
+    def __init__(
+        self,
+        files: RunFiles | None,
+        trackers: Trackers | None,
+        total_steps: int,
+        pipe: EventPipe,
+        done_steps: int,
+    ) -> None:
+        self._files = files
+        self._trackers = trackers
         self._total_steps = total_steps
         self._pipe = pipe
-        self._training = JsonLog(folder / TRAINING_LOG)
-        self._witness = JsonLog(folder / WITNESS_LOG)
-        self._evaluation = JsonLog(folder / EVALUATION_LOG)
-        self._timings = JsonLog(folder / TIMINGS_LOG)
+        self._done_steps = done_steps
+        self._unlogged: dict[str, int | float] | None = None
         self._started = self._last = time.monotonic()
 
     def witness(self, record: WitnessRecord) -> None:
         """Record a step's digests."""
-        self._witness.write_line(record.to_json())
+        if self._files:
+            self._files.witness.write_line(record.to_json())
         self._pipe.send(Witnessed({"step": record.step, **record.digests}))
 
     def step(self, result: StepResult, context: StepContext, in_log: bool) -> None:
         """Record a step; in `training_log.jsonl` only where the log cadence says so."""
         step = result.witness.step
         self.witness(result.witness)
+        line = {
+            "step": step,
+            "loss": result.loss,
+            "learning_rate": context.learning_rate,
+            "gradient_norm": result.gradient_norm,
+            "epoch": round(context.epoch, 6),
+            "target_tokens": result.target_tokens,
+        }
+        self._unlogged = None if in_log else line
         if in_log:
-            self._training.write(
-                {
-                    "step": step,
-                    "loss": result.loss,
-                    "learning_rate": context.learning_rate,
-                    "gradient_norm": result.gradient_norm,
-                    "epoch": round(context.epoch, 6),
-                    "target_tokens": result.target_tokens,
-                }
-            )
+            self._log(line)
         now = time.monotonic()
         seconds, self._last = now - self._last, now
-        self._timings.write(
-            {
-                "step": step,
-                "seconds": round(seconds, 6),
-                "tokens_per_second": round(context.input_tokens / seconds, 1),
-            }
-        )
+        speed = result.input_tokens / seconds
+        if self._files:
+            self._files.timings.write(
+                {
+                    "step": step,
+                    "seconds": round(seconds, 6),
+                    "tokens_per_second": round(speed, 1),
+                }
+            )
         self._pipe.send(
             StepDone(
                 step=step,
@@ -96,30 +133,41 @@ class RunLog:
                 total_steps=self._total_steps,
                 loss=result.loss,
                 learning_rate=context.learning_rate,
-                tokens_per_second=context.input_tokens / seconds,
+                tokens_per_second=speed,
                 seconds_left=(now - self._started)
                 / (step - self._done_steps)
                 * (self._total_steps - step),
             )
         )
 
+    def _log(self, line: dict[str, int | float]) -> None:
+        if self._files:
+            self._files.training.write(line)
+        if self._trackers:
+            values = {f"train/{name}": value for name, value in line.items() if name != "step"}
+            self._trackers.log(values, int(line["step"]))
+
     def evaluation(self, step: int, result: EvaluationResult) -> None:
         """Record a held-out loss; its time does not count as a step's."""
-        self._evaluation.write(
-            {"step": step, "loss": result.loss, "target_tokens": result.target_tokens}
-        )
+        if self._files:
+            self._files.evaluation.write(
+                {"step": step, "loss": result.loss, "target_tokens": result.target_tokens}
+            )
+        if self._trackers:
+            self._trackers.log({"evaluation/loss": result.loss}, step)
         self._pipe.send(Evaluated(step, result.loss))
         self._last = time.monotonic()
 
     def flush_to_disk(self) -> None:
         """Wait until the logs are on the disk: a checkpoint must not be ahead of them."""
-        for log in (self._training, self._witness, self._evaluation, self._timings):
-            log.flush_to_disk()
+        if self._files:
+            self._files.flush_to_disk()
 
     def finish(self, result: RunResult) -> None:
-        """Write the last loss, where the run is whole, and the manifest's final word."""
-        if result.status == "finished":
-            (self._folder / LAST_LOSS).write_text(f"{result.last_loss!r}\n", encoding="utf-8")
-        for log in (self._training, self._witness, self._evaluation, self._timings):
-            log.close()
-        self._manifest.model_copy(update={"result": result}).write(self._folder)
+        """End all accounts. The last step of a whole run is logged whatever the cadence."""
+        if result.status == "finished" and self._unlogged is not None:
+            self._log(self._unlogged)
+        if self._trackers:
+            self._trackers.finish()
+        if self._files:
+            self._files.finish(result)

@@ -1,21 +1,18 @@
 """Everything that is found good before the run folder is made."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from mltune_cli import __version__
 from mltune_cli.errors import RecipeValueError
-from mltune_cli.launching.job import TrainingJob
-from mltune_cli.manifest import Claim, DataFacts, Manifest, ModelFacts, RunResult
 from mltune_cli.recipe.schema import DataSection, Recipe
 from mltune_cli.training.adapter import prepare_trainable, trained_parameters
 from mltune_cli.training.data.collating import Collator
 from mltune_cli.training.data.dataset import TokenisedDataset, prepare_dataset
 from mltune_cli.training.data.sources import FileSource, HubSource, find_source
 from mltune_cli.training.data.stream import BatchStream
-from mltune_cli.training.environment import environment_facts, image_digest
 from mltune_cli.training.model import (
     BaseModel,
     load_base_model,
@@ -25,6 +22,8 @@ from mltune_cli.training.model import (
     resolved_model_section,
 )
 from mltune_cli.training.optimization import build_optimizer
+from mltune_cli.training.processes import Processes, alone
+from mltune_cli.training.sharding import divide_model
 from mltune_cli.training.step import TrainingState
 from mltune_cli.witness.digest import tensors_digest
 from mltune_cli.witness.record import WitnessRecord
@@ -40,6 +39,7 @@ class PreparedRun:
     """
 
     recipe: Recipe
+    processes: Processes
     base: BaseModel
     state: TrainingState
     train_data: TokenisedDataset
@@ -52,29 +52,39 @@ class PreparedRun:
         return Collator(dataset, pad_token_id(self.base))
 
 
-def prepare_run(recipe: Recipe) -> PreparedRun:
+def prepare_run(recipe: Recipe, meet: Callable[[str], Processes] | None = None) -> PreparedRun:
     """Load data and model, and resolve the recipe.
+
+    Args:
+        recipe: checked.
+        meet: joins this process with the others, given the kind of device (`cpu`, `cuda`); None
+            is for a process that is alone.
 
     Raises:
         UsageError: anything in recipe, data or model that cannot work.
+        LostProcessError: another process is gone.
     """
+    meet = meet or alone_on
     section = resolved_model_section(recipe)
+    processes = meet(section.device)
+    _require_enough_micro_batches(recipe, processes)
     train_source = _source("data.train", recipe.data.train or "", recipe.data)
     validation_source = (
         _source("data.validation", recipe.data.validation, recipe.data)
         if recipe.data.validation
         else None
     )
-    base = load_base_model(section, full_precision_weights=recipe.adapter.method == "full")
+    base = load_base_model(section, recipe.adapter.method == "full", processes.device)
     require_room(base.model, recipe.data.max_length)
-    if recipe.data.packing:
-        require_separable_documents(base.model, base.device)
-    train_data = prepare_dataset(train_source, recipe.data, base.tokenizer, base.tokenizer_digest)
-    validation_data = (
-        prepare_dataset(validation_source, recipe.data, base.tokenizer, base.tokenizer_digest)
-        if validation_source
-        else None
-    )
+    with processes.node_leader_first():
+        train_data = prepare_dataset(
+            train_source, recipe.data, base.tokenizer, base.tokenizer_digest
+        )
+        validation_data = (
+            prepare_dataset(validation_source, recipe.data, base.tokenizer, base.tokenizer_digest)
+            if validation_source
+            else None
+        )
     stream = BatchStream(
         len(train_data),
         recipe.train.micro_batch_size,
@@ -83,24 +93,62 @@ def prepare_run(recipe: Recipe) -> PreparedRun:
         train_data.summary.digest,
     )
     recipe = _resolved(recipe, stream).model_copy(update={"model": section})
-    model = prepare_trainable(base, recipe)
-    parameters = trained_parameters(model)
-    state = TrainingState(
-        model=model,
-        parameters=parameters,
-        optimizer=build_optimizer(parameters, recipe.train),
-        device=base.device,
-        autocast=recipe.adapter.method == "full" and section.dtype == "bfloat16",
-        packed=recipe.data.packing,
-    )
+    state, initial = _initial_state(base, recipe, processes)
+    if recipe.data.packing:
+        require_separable_documents(base, state.model, processes.device)
+    return PreparedRun(recipe, processes, base, state, train_data, validation_data, stream, initial)
+
+
+def alone_on(device_type: str) -> Processes:
+    """Return the only process of a run, on the first device of a kind."""
+    return alone(torch.device("cuda", 0) if device_type == "cuda" else torch.device("cpu"))
+
+
+def _require_enough_micro_batches(recipe: Recipe, processes: Processes) -> None:
+    count = recipe.train.micro_batches_per_step
+    if count < processes.size:
+        raise RecipeValueError(
+            "train.micro_batches_per_step",
+            f"{count} micro-batches are too few for {processes.size} processes, each of which "
+            "needs one; raise it (which makes another recipe), or start fewer processes",
+        )
+
+
+def _initial_state(
+    base: BaseModel, recipe: Recipe, processes: Processes
+) -> tuple[TrainingState, WitnessRecord]:
+    """Put the adapter on, then the model where it is computed: whole, or divided.
+
+    The adapter is drawn on the CPU whatever the device, so that how the model is placed later
+    cannot change it.
+    """
+    model: Any = prepare_trainable(base, recipe)
+    trained = trained_parameters(model)
+    # With one process there is nothing to divide.
+    in_step = recipe.model.sharding == "fsdp" and processes.size > 1
+    if not in_step and recipe.model.base_precision != "nf4":
+        model.to(processes.device)
     initial = WitnessRecord(
         0,
         {
-            "model": tensors_digest(_frozen_tensors(model)),
-            "parameters": tensors_digest(dict(parameters)),
+            "model": tensors_digest(_frozen_tensors(model), compute_on=processes.device),
+            "parameters": tensors_digest(dict(trained), compute_on=processes.device),
         },
     )
-    return PreparedRun(recipe, base, state, train_data, validation_data, stream, initial)
+    if in_step:
+        is_full = recipe.adapter.method == "full"
+        divide_model(model, [] if is_full else trained.values(), processes)
+        trained = trained_parameters(model)
+    state = TrainingState(
+        model=model,
+        parameters=trained,
+        optimizer=build_optimizer(trained, recipe.train),
+        device=processes.device,
+        autocast=recipe.adapter.method == "full" and recipe.model.dtype == "bfloat16",
+        packed=recipe.data.packing,
+        in_step=in_step,
+    )
+    return state, initial
 
 
 def _source(key: str, name: str, section: DataSection) -> FileSource | HubSource:
@@ -124,62 +172,3 @@ def _resolved(recipe: Recipe, stream: BatchStream) -> Recipe:
 def _frozen_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     tensors = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     return dict(sorted((tensors | dict(model.named_buffers())).items()))
-
-
-def build_manifest(
-    job: TrainingJob, run: PreparedRun, earlier_environments: Sequence[str]
-) -> Manifest:
-    """Return the manifest of a run that is about to start, or to go on.
-
-    Args:
-        job: what was asked for.
-        run: what it came to.
-        earlier_environments: classes of the environments that took the steps before this start.
-    """
-    facts = environment_facts(run.base.device)
-    trained = sum(p.numel() for p in run.state.parameters.values())
-    return Manifest(
-        mltune=__version__,
-        recipe_name=job.recipe_name,
-        recipe=run.recipe.model_dump(),
-        origins=job.origins,
-        recipe_digest=run.recipe.bits_digest(),
-        model=ModelFacts(
-            name=run.base.name,
-            revision=run.base.revision,
-            digest=run.base.digest,
-            tokenizer_digest=run.base.tokenizer_digest,
-            parameters=sum(p.numel() for p in run.state.model.parameters()),
-            trained_parameters=trained,
-            initial_adapter_digest=run.initial.digests["parameters"],
-        ),
-        train_data=_data_facts(run.recipe.data.train, run.train_data),
-        validation_data=(
-            _data_facts(run.recipe.data.validation, run.validation_data)
-            if run.validation_data
-            else None
-        ),
-        environment=facts,
-        environment_class=facts.environment_class(),
-        environment_classes=sorted({*earlier_environments, facts.environment_class()}),
-        processes=1,
-        git=job.git,
-        image_digest=image_digest(),
-        claims=[_repeatable(facts.environment_class(), earlier_environments)],
-        result=RunResult(status="running", steps=0),
-    )
-
-
-def _repeatable(environment_class: str, earlier_environments: Sequence[str]) -> Claim:
-    if set(earlier_environments) <= {environment_class}:
-        reason = (
-            "the same recipe, data and model give the same bits in this environment class, "
-            "on one process"
-        )
-        return Claim(name="repeatable", holds=True, reason=reason)
-    reason = "earlier steps of this run were taken in another environment class"
-    return Claim(name="repeatable", holds=False, reason=reason)
-
-
-def _data_facts(name: str | None, dataset: TokenisedDataset) -> DataFacts:
-    return DataFacts(name=name or "", **asdict(dataset.summary))

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,15 @@ from mltune_cli.errors import NoVerdictError
 from mltune_cli.randomness import derived_seed
 from mltune_cli.training.data.collating import IGNORED_LABEL, MicroBatch
 from mltune_cli.training.determinism import random_state_bytes, seed_all
+from mltune_cli.training.gradients import step_gradients
 from mltune_cli.training.optimization import hyperparameters, optimizer_tensors
-from mltune_cli.training.reduction import TreeSum
-from mltune_cli.witness.digest import tensors_digest
+from mltune_cli.training.processes import Processes
+from mltune_cli.training.sharding import is_divided, whole
+from mltune_cli.training.shared_witness import (
+    SeenMicroBatch,
+    digest_of_all_parts,
+    share_witness,
+)
 from mltune_cli.witness.record import WitnessRecord, bytes_digest, chained_digest
 
 
@@ -31,6 +37,7 @@ class TrainingState:
         device: where the model is.
         autocast: computes in bfloat16 from float32 weights, where the recipe says so.
         packed: units are packs, kept apart by their positions instead of a padding mask.
+        in_step: every forward pass is a meeting of all processes, since the model is divided.
         step: optimizer steps done.
         last_loss: of the last step; told to the user, and read by no computation.
     """
@@ -41,24 +48,51 @@ class TrainingState:
     device: torch.device
     autocast: bool
     packed: bool
+    in_step: bool = False
     step: int = 0
     last_loss: float | None = None
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether a process holds only a part of each trained parameter."""
+        return any(is_divided(parameter) for parameter in self.parameters.values())
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What decides a step besides the state and its rows.
+
+    Attributes:
+        micro_batches: how many the step has, over all processes.
+        target_tokens: tokens that count in the whole step; the loss is their mean.
+        seed: the recipe's seed; each micro-batch starts from a generator of its own.
+        learning_rate: of this step.
+        max_grad_norm: 0 for no clipping.
+    """
+
+    micro_batches: int
+    target_tokens: int
+    seed: int
+    learning_rate: float
+    max_grad_norm: float
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step reports.
+    """What one step reports, the same on every process.
 
     Attributes:
         loss: mean negative log-likelihood of the step's target tokens, in nats.
         gradient_norm: before clipping.
         target_tokens: tokens that counted.
+        input_tokens: tokens that the model read, without padding.
         witness: the digests of all stages.
     """
 
     loss: float
     gradient_norm: float
     target_tokens: int
+    input_tokens: int
     witness: WitnessRecord
 
 
@@ -83,63 +117,75 @@ def summed_loss(state: TrainingState, batch: MicroBatch) -> torch.Tensor:
 
 
 def train_step(
-    state: TrainingState,
-    micro_batches: Sequence[Callable[[], MicroBatch]],
-    target_tokens: int,
-    seed: int,
-    learning_rate: float,
-    max_grad_norm: float,
+    state: TrainingState, processes: Processes, micro_batches: Iterable[MicroBatch], plan: StepPlan
 ) -> StepResult:
     """Take one step: state[t+1] = step(state[t], batch(t), rng(t)).
 
     Args:
         state: changed in place.
-        micro_batches: the step's micro-batches in the order of their index, made when needed.
-        target_tokens: tokens that count in the whole step; the loss is their mean.
-        seed: the recipe's seed; each micro-batch starts from a generator of its own.
-        learning_rate: of this step.
-        max_grad_norm: 0 for no clipping.
+        processes: who computes the step; its number changes no bit.
+        micro_batches: those of this process's turns, in their order.
+        plan: the rest.
 
     Raises:
-        NoVerdictError: loss or gradients are not finite; the parameters are as before the step.
+        NoVerdictError: loss or gradients are not finite, and the parameters are as before the
+            step; or another process came to other parameters.
+        LostProcessError: another process is gone.
     """
     step = state.step + 1
     state.model.train()
-    gradients, losses = TreeSum(), TreeSum()
-    batch_digests, rng_digests = [], []
-    for index, make_micro_batch in enumerate(micro_batches):
-        batch = make_micro_batch()
-        batch_digests.append(batch_digest(batch))
-        seed_all(derived_seed(seed, "micro-batch", step, index))
-        loss = summed_loss(state, batch.to(state.device)) / target_tokens
-        torch.autograd.backward(loss)
-        gradients.add(_taken_gradients(state.parameters))
-        losses.add([loss.detach()])
-        rng_digests.append(bytes_digest(random_state_bytes(state.device)))
-    mean_loss = losses.total()[0]
+    gradients = step_gradients(
+        state.parameters, processes, plan.micro_batches, divided=state.is_divided
+    )
+    seen = []
+    turns = processes.turns(plan.micro_batches, in_step=state.in_step)
+    for turn, batch in zip(turns, micro_batches, strict=True):
+        digest = batch_digest(batch)
+        seed_all(derived_seed(plan.seed, "micro-batch", step, turn.index))
+        loss = summed_loss(state, batch.to(state.device)) / plan.target_tokens
+        gradients.add(turn, loss)
+        if turn.counts:
+            rng = bytes_digest(random_state_bytes(state.device))
+            seen.append(SeenMicroBatch(digest, rng, batch.input_tokens))
+    mean_loss = gradients.finish()
     _require_finite(step, "loss", float(mean_loss))
-    for parameter, gradient in zip(state.parameters.values(), gradients.total(), strict=True):
-        parameter.grad = gradient
-    digests = {
-        "batch": chained_digest(batch_digests),
-        "rng": chained_digest(rng_digests),
-        "loss": float_bits(mean_loss),
-        "gradients": tensors_digest(_gradients(state)),
-    }
-    norm = torch.nn.utils.get_total_norm(list(_gradients(state).values()))
+    digests = {"loss": float_bits(mean_loss)}
+    norm = _update(state, step, plan, digests, processes)
+    state.step, state.last_loss = step, float(mean_loss)
+    everybody = share_witness(processes, step, seen, digests, plan.micro_batches)
+    digests["batch"] = chained_digest(one.batch for one in everybody)
+    digests["rng"] = chained_digest(one.rng for one in everybody)
+    return StepResult(
+        float(mean_loss),
+        norm,
+        plan.target_tokens,
+        sum(one.input_tokens for one in everybody),
+        WitnessRecord(step, digests),
+    )
+
+
+def _update(
+    state: TrainingState, step: int, plan: StepPlan, digests: dict[str, str], processes: Processes
+) -> float:
+    """Clip the gradients, let the optimizer step, and return their norm before clipping."""
+
+    def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+        return digest_of_all_parts(tensors, processes)
+
+    digests["gradients"] = digest(_gradients(state))
+    norm = whole(torch.nn.utils.get_total_norm(list(_gradients(state).values())))
     _require_finite(step, "gradient norm", float(norm))
-    if max_grad_norm:
-        torch.nn.utils.clip_grads_with_norm_(state.parameters.values(), max_grad_norm, norm)
-        digests["clipped_gradients"] = tensors_digest(_gradients(state))
+    if plan.max_grad_norm:
+        torch.nn.utils.clip_grads_with_norm_(state.parameters.values(), plan.max_grad_norm, norm)
+        digests["clipped_gradients"] = digest(_gradients(state))
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = plan.learning_rate
     digests["hyperparameters"] = bytes_digest(hyperparameters(state.optimizer).encode())
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    state.step, state.last_loss = step, float(mean_loss)
-    digests["optimizer"] = tensors_digest(optimizer_tensors(state.optimizer, state.parameters))
-    digests["parameters"] = tensors_digest(dict(state.parameters))
-    return StepResult(float(mean_loss), float(norm), target_tokens, WitnessRecord(step, digests))
+    digests["optimizer"] = digest(optimizer_tensors(state.optimizer, state.parameters))
+    digests["parameters"] = digest(dict(state.parameters))
+    return float(norm)
 
 
 def batch_digest(batch: MicroBatch) -> str:
@@ -153,16 +199,6 @@ def batch_digest(batch: MicroBatch) -> str:
 def float_bits(value: torch.Tensor) -> str:
     """Return the 8 hexadecimal digits of a float32 scalar's bits."""
     return f"{int(value.float().cpu().view(torch.int32).item()) & 0xFFFFFFFF:08x}"
-
-
-def _taken_gradients(parameters: dict[str, torch.nn.Parameter]) -> list[torch.Tensor]:
-    """Take the gradients off the parameters, in float32; no gradient is a gradient of zero."""
-    taken = []
-    for parameter in parameters.values():
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        taken.append(gradient.float())
-        parameter.grad = None
-    return taken
 
 
 def _gradients(state: TrainingState) -> dict[str, torch.Tensor]:

@@ -1,26 +1,74 @@
-"""SIGINT and SIGTERM in the worker: the step is finished first, where there is one."""
+"""Requests to stop: the step is finished first, where there is one."""
 
 import signal
 from types import FrameType
+from typing import Protocol
 
 from mltune_cli.errors import ExitCode, StoppedBySignalError
+from mltune_cli.launching.control_folder import ControlFolder
 
 
-class StopRequest:
-    """Notes a signal for the loop to find after the step; before the loop it stops at once."""
+class StopSource(Protocol):
+    """Where a request to stop is seen."""
+
+    def defer(self) -> None:
+        """Say that the loop begins: from now on a request waits for the end of the step.
+
+        Raises:
+            StoppedBySignalError: there is one already.
+        """
+
+    @property
+    def code(self) -> ExitCode | None:
+        """What the run is to end with; None while nobody asked."""
+
+
+class SignalledStop:
+    """Notes SIGINT and SIGTERM for the loop to find; before the loop they end the process."""
 
     def __init__(self) -> None:
         self._is_deferring = False
-        self.code: ExitCode | None = None
+        self._code: ExitCode | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._take)
 
+    @property
+    def code(self) -> ExitCode | None:
+        """See `StopSource`."""
+        return self._code
+
     def defer(self) -> None:
-        """From now on a signal waits for the end of the step."""
+        """See `StopSource`."""
         self._is_deferring = True
 
     def _take(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - given
         code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
         if not self._is_deferring:
             raise StoppedBySignalError(code)
-        self.code = code
+        self._code = code
+
+
+class WrittenStop:
+    """Reads the request off the launcher's control folder, where a restart finds it too."""
+
+    def __init__(self, control: ControlFolder) -> None:
+        self._control = control
+
+    @property
+    def code(self) -> ExitCode | None:
+        """See `StopSource`."""
+        return self._control.stop_code()
+
+    def defer(self) -> None:
+        """See `StopSource`."""
+        if self.code is not None:
+            raise StoppedBySignalError(self.code)
+
+
+class NoStop:
+    """Nobody can ask."""
+
+    code: ExitCode | None = None
+
+    def defer(self) -> None:
+        """See `StopSource`."""

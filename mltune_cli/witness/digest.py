@@ -21,16 +21,20 @@ _MULTIPLIER_2 = 0x94D049BB133111EB - (1 << 64)
 _BUCKET_WORDS = 1 << 22
 
 
-def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def tensors_digest(
+    tensors: Mapping[str, torch.Tensor], compute_on: torch.device | None = None
+) -> str:
     """Return 16 hexadecimal digits for named tensors: names, dtypes, shapes and every bit.
 
     Args:
         tensors: dense tensors of any dtype, on any device; names are taken in their given order.
+        compute_on: where to, piece by piece, the bits are brought; None computes where they are.
     """
     header = ";".join(f"{name}:{t.dtype}:{tuple(t.shape)}" for name, t in tensors.items())
     sums: dict[torch.device, torch.Tensor] = {}
     position = 0
-    for bucket in _buckets(tensors.values()):
+    for words in _buckets(tensors.values()):
+        bucket = words if compute_on is None else words.to(compute_on)
         mixed = mixed_sum(bucket, position)
         position += bucket.numel()
         total = sums.get(bucket.device)

@@ -55,7 +55,7 @@ def test_a_folder_through_a_symbolic_link_is_filled(mltune: Any, tmp_path: Path)
         ("mltune/tiny", "file/below", "file/below: cannot be written: File exists"),
         ("mltune/tiny", "x" * 300, f"{'x' * 300}: cannot be written: File name too long"),
         ("mltune/huge", "new", "mltune/huge: no such bundled model; there is mltune/tiny"),
-        ("org/model", "new", "org/model: no such bundled model; there is mltune/tiny"),
+        ("org/model", "new", "org/model: is neither the folder of a run nor a bundled model"),
     ],
 )
 def test_what_cannot_be_written_is_refused_and_nothing_is_touched(
@@ -69,3 +69,29 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_touched(
     assert (done.code, done.stdout, done.stderr) == (2, "", f"mltune: {sentence}\n")
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--merge", "--merge: mltune/tiny has no adapter to merge; drop --merge"),
+        ("--best", "--best: mltune/tiny is no run, and has no best step; drop --best"),
+        ("--public", "--public: says who may see an upload; pass --push REPO_ID with it"),
+    ],
+)
+def test_flags_that_mean_nothing_for_it_are_refused(
+    mltune: Any, tmp_path: Path, flag: str, sentence: str
+) -> None:
+    done = mltune("export", "mltune/tiny", "new", flag, cwd=tmp_path)
+    assert (done.code, done.stdout, done.stderr) == (2, "", f"mltune: {sentence}\n")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(mltune: Any, disk_of: Any) -> None:
+    """On a new folder, on new folders above it, and on the empty mount itself."""
+    disk = disk_of(512)
+    for target in ("new", "new/and/deeper", "."):
+        done = mltune("export", "mltune/tiny", target, cwd=disk)
+        assert done.code == 125
+        assert done.stderr == f"mltune: {target}: cannot be written: No space left on device\n"
+        assert list(disk.iterdir()) == []

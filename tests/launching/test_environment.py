@@ -113,10 +113,12 @@ def test_runs_go_side_by_side_where_each_has_a_device_or_cores_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    assert side_by_side_slots(recipe(model__device="cuda")) == [
+    assert side_by_side_slots(recipe(model__device="cuda"), 1) == [
         {"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "5"},
     ]  # fmt: skip
+    assert side_by_side_slots(recipe(model__device="cuda"), 2) == [{"CUDA_VISIBLE_DEVICES": "4,5"}]
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert len(side_by_side_slots(recipe(model__device="cpu"))) == 8
-    assert len(side_by_side_slots(recipe(model__device="cpu", reproducibility__threads=3))) == 2
-    assert side_by_side_slots(recipe(model__device="cpu", reproducibility__threads=99)) == [{}]
+    assert len(side_by_side_slots(recipe(model__device="cpu"), 1)) == 8
+    assert len(side_by_side_slots(recipe(model__device="cpu"), 3)) == 2
+    assert len(side_by_side_slots(recipe(model__device="cpu", reproducibility__threads=3), 1)) == 2
+    assert side_by_side_slots(recipe(model__device="cpu", reproducibility__threads=99), 1) == [{}]

@@ -26,6 +26,7 @@ BIT_DECIDING: dict[str, Any] = {
     "adapter.alpha": 3,
     "adapter.dropout": 0.5,
     "adapter.target_modules": ["q_proj"],
+    "evaluate.early_stopping_patience": 3,
     "train.max_steps": 3,
     "train.epochs": 3.0,
     "train.micro_batch_size": 3,
@@ -47,14 +48,19 @@ OTHERS: dict[str, Any] = {
     "model.name_or_path": "other",
     "model.revision": "v2",
     "model.trust_remote_code": True,
+    "model.sharding": "fsdp",
     "data.train": "other.jsonl",
     "data.validation": "other.jsonl",
     "data.revision": "v2",
     "data.subset": "main",
+    "data.loader_workers": 2,
     "evaluate.every_steps": 3,
+    "evaluate.keep_best": False,
+    "evaluate.early_stopping_threshold": 0.5,
     "checkpoint.every_steps": 3,
     "checkpoint.keep": 3,
     "log.every_steps": "epoch",
+    "log.trackers": ["tensorboard"],
     "output_dir": "elsewhere",
 }
 
@@ -79,6 +85,14 @@ def test_the_digest_does_not_change_with_names_and_cadences(key: str) -> None:
     other = recipe.with_values({key: OTHERS[key]})
     assert other != recipe
     assert other.bits_digest() == recipe.bits_digest()
+
+
+@pytest.mark.parametrize("key", ["evaluate.every_steps", "evaluate.early_stopping_threshold"])
+def test_what_decides_when_training_ends_decides_bits(key: str) -> None:
+    """With early stopping the cadence of evaluations is no longer free."""
+    recipe = Recipe().with_values({"evaluate.early_stopping_patience": 2})
+    assert recipe.with_values({key: 7}).bits_digest() != recipe.bits_digest()
+    assert recipe.with_values({"evaluate.keep_best": False}).bits_digest() == recipe.bits_digest()
 
 
 def test_the_digest_carries_its_algorithm() -> None:

@@ -15,7 +15,7 @@ from mltune_cli.launching.job import TrainingJob
 from mltune_cli.recipe.layers import load_recipe
 from mltune_cli.recipe.schema import Recipe
 from mltune_cli.training.determinism import settle
-from mltune_cli.training.loop import train
+from mltune_cli.training.loop import Surroundings, train
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def run_training(tmp_path: Path) -> Callable[..., Trained]:
             job = TrainingJob(
                 recipe=recipe, origins={}, recipe_name="test", runs_folder=str(tmp_path)
             )
-            train(job, EventPipe(descriptor))
+            train(job, Surroundings(EventPipe(descriptor)))
         finally:
             os.close(descriptor)
         return Trained(tmp_path / name)

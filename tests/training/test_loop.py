@@ -115,7 +115,10 @@ def test_the_manifest_says_what_the_run_was_made_from(run_training: RunTraining)
     assert len(manifest.train_data.rows_by_format) == 6
     assert manifest.environment.settings["threads"] == 1
     assert manifest.environment.packages["torch"]
-    assert [claim.holds for claim in manifest.claims] == [True]
+    assert {claim.name: claim.holds for claim in manifest.claims} == {
+        "repeatable": True,
+        "any number of processes": True,
+    }
     metadata = json.loads((folder / "adapter" / "metadata.json").read_text())
     assert metadata["model_name_or_path"] == "mltune/tiny"
     assert metadata["max_steps"] == 3

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from mltune_cli.bundled import bundled_model
 from mltune_cli.errors import NoVerdictError
 from mltune_cli.recipe.schema import Recipe
-from mltune_cli.training.adapter import save_trained
+from mltune_cli.training.adapter import Trained, save_trained, trained_tensors
 from mltune_cli.training.setup import PreparedRun, prepare_run
-from mltune_cli.training.step import StepResult, train_step
+from mltune_cli.training.step import StepPlan, StepResult, train_step
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -31,14 +31,14 @@ def take_step(run: PreparedRun, learning_rate: float = 1e-3) -> StepResult:
         run.stream.micro_batch(step, i) for i in range(run.recipe.train.micro_batches_per_step)
     ]
     counts = run.train_data.unit_target_counts
-    return train_step(
-        run.state,
-        [lambda batch=batch: collator.collate(batch) for batch in units],
+    plan = StepPlan(
+        micro_batches=len(units),
         target_tokens=int(sum(counts[unit] for batch in units for unit in batch)),
         seed=run.recipe.reproducibility.seed,
         learning_rate=learning_rate,
         max_grad_norm=1.0,
     )
+    return train_step(run.state, run.processes, map(collator.collate, units), plan)
 
 
 def test_accumulation_does_not_change_the_normalisation(smoke_recipe: SmokeRecipe) -> None:
@@ -64,7 +64,9 @@ def test_the_adapter_loads_with_plain_peft(smoke_recipe: SmokeRecipe, tmp_path: 
     run = prepare_run(smoke_recipe(adapter__method="dora"))
     for _ in range(2):
         take_step(run)
-    folder = save_trained(tmp_path, run.state.model, run.base, run.recipe, {})
+    tensors = trained_tensors(run.state.model, run.recipe)
+    trained = Trained(run.state.model, run.base, run.recipe, tensors, {})
+    folder = save_trained(tmp_path, "adapter", trained)
     base = AutoModelForCausalLM.from_pretrained(bundled_model("mltune/tiny"), dtype=torch.float32)
     reloaded = PeftModel.from_pretrained(base, folder)
     tokens = torch.arange(40).reshape(2, 20)
@@ -84,7 +86,9 @@ def test_a_full_model_loads_with_plain_transformers(
 ) -> None:
     run = prepare_run(smoke_recipe(adapter__method="full"))
     take_step(run)
-    folder = save_trained(tmp_path, run.state.model, run.base, run.recipe, {})
+    tensors = trained_tensors(run.state.model, run.recipe)
+    trained = Trained(run.state.model, run.base, run.recipe, tensors, {})
+    folder = save_trained(tmp_path, "adapter", trained)
     reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     run.state.model.eval()
     tokens = torch.arange(40).reshape(2, 20)

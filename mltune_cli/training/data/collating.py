@@ -39,6 +39,11 @@ class MicroBatch:
             self.target_count,
         )
 
+    @property
+    def input_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.attention_mask.sum())
+
 
 class Collator:
     """Builds micro-batches from a data set.

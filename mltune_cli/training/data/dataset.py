@@ -133,7 +133,9 @@ def prepare_dataset(
             # The same bytes are other rows, or none, under another suffix.
             "suffixes": [p.suffix for p in source.files] if isinstance(source, FileSource) else [],
             "tokenizer": tokenizer_digest,
-            "settings": section.model_dump(exclude={"train", "validation", "revision", "subset"}),
+            "settings": section.model_dump(
+                exclude={"train", "validation", "revision", "subset", "loader_workers"}
+            ),
         }
     ).removeprefix("sha256:")
     folder = cache_folder() / "tokenised" / key

@@ -195,7 +195,8 @@ def test_names_in_the_recipe_do_not_count_but_settings_do(
 ) -> None:
     path = write(tmp_path / "rows.jsonl", ROWS[1:2])
     prepare(path, tokenizer)
-    prepare(path, tokenizer, train="a.jsonl", validation="b.jsonl", revision="main", subset="main")
+    others = {"train": "a.jsonl", "validation": "b.jsonl", "revision": "main", "subset": "main"}
+    prepare(path, tokenizer, **others, loader_workers=2)
     assert len(entries(cache)) == 1
     changes: list[dict[str, Any]] = [
         {"format": "prompt_completion"},
@@ -208,7 +209,7 @@ def test_names_in_the_recipe_do_not_count_but_settings_do(
         prepare(path, tokenizer, **change)
         assert len(entries(cache)) == number, change
     named = {key for change in changes for key in change}
-    assert named == set(DataSection.model_fields) - {"train", "validation", "revision", "subset"}
+    assert named == set(DataSection.model_fields) - set(others) - {"loader_workers"}
 
 
 def test_other_content_and_another_tokenizer_are_other_entries(

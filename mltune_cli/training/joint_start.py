@@ -1,0 +1,155 @@
+"""All processes of a run start at the same place: one folder, one state, one past."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mltune_cli.errors import MltuneError, NoVerdictError, UsageError
+from mltune_cli.launching.events import EventPipe
+from mltune_cli.launching.job import TrainingJob
+from mltune_cli.run_folder import EVALUATION_LOG, RunLock
+from mltune_cli.training.checkpoint import Identity, put_back
+from mltune_cli.training.environment import environment_facts
+from mltune_cli.training.evaluation import Evaluation
+from mltune_cli.training.processes import Processes
+from mltune_cli.training.resuming import EnteredFolder, enter_folder, run_identity
+from mltune_cli.training.setup import PreparedRun
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+        folder: the run folder, as the first process names it.
+        lock: holds it for the first process; None in the others.
+        environment_classes: of all processes, and of the steps before.
+        evaluations: of the steps before, in order.
+        finished_loss: the last loss of a run that has nothing left to do, else None.
+    """
+
+    folder: Path
+    lock: RunLock | None
+    environment_classes: tuple[str, ...]
+    evaluations: list[Evaluation]
+    finished_loss: float | None = None
+
+
+def start_together(
+    job: TrainingJob, run: PreparedRun, pipe: EventPipe, on_folder: Callable[[Path], None]
+) -> Start:
+    """Claim the run folder in the first process, and bring all to the state that it starts from.
+
+    Args:
+        job: what to train.
+        run: prepared; its state is overwritten where the run goes on from a checkpoint.
+        pipe: where notices go.
+        on_folder: told of the run folder in the first process, as soon as it is ours.
+
+    Raises:
+        UsageError: folder or checkpoint cannot be used, or a process has another model or data.
+        NoVerdictError: the first process cannot start; it has said why.
+        LostProcessError: another process is gone.
+    """
+    processes = run.processes
+    _require_same_input(run)
+    entered, failure = None, None
+    if processes.is_writer:
+        try:
+            entered = enter_folder(job, run, pipe)
+            on_folder(entered.path)
+        except (MltuneError, OSError) as error:
+            failure = error
+    past = processes.gather_values(_past(entered))[0]
+    if failure is not None:
+        raise failure
+    if past is None:
+        raise NoVerdictError("the first process could not start; its own message says why")
+    _spread_state(run, past, entered)
+    here = environment_facts(processes.device).environment_class()
+    classes = {*processes.gather_values(here), *past["environment_classes"]}
+    return Start(
+        Path(past["folder"]),
+        entered.lock if entered else None,
+        tuple(sorted(classes)),
+        [Evaluation(**fields) for fields in past["evaluations"]],
+        past["finished_loss"],
+    )
+
+
+def _require_same_input(run: PreparedRun) -> None:
+    """Refuse to train together with a process that read another model, data set or recipe.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    mine = run_identity(run)
+    for rank, fields in enumerate(run.processes.gather_values([mine.recipe, mine.digests])):
+        changes = mine.changes_from(Identity(*fields))
+        if changes:
+            raise UsageError(
+                f"process {rank} and process {run.processes.rank} do not train the same: "
+                f"{changes[0]}; give every node the same recipe, model and data"
+            )
+
+
+def _past(entered: EnteredFolder | None) -> dict[str, Any] | None:
+    """Return what the other processes must be told, in JSON's types."""
+    if entered is None:
+        return None
+    checkpoint = entered.checkpoint
+    finished = entered.finished
+    step = checkpoint.step if checkpoint else 0
+    return {
+        "folder": str(entered.path),
+        "step": step,
+        "last_loss": checkpoint.last_loss if checkpoint else None,
+        "environment_classes": list(checkpoint.environment_classes) if checkpoint else [],
+        "evaluations": _evaluations_until(entered.path / EVALUATION_LOG, step) if step else [],
+        "finished_loss": (finished.result.last_loss or 0.0) if finished else None,
+        "tensors": {
+            name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+            for name, tensor in (entered.tensors or {}).items()
+        },
+    }
+
+
+def _evaluations_until(path: Path, step: int) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            break  # the torn last line of a run that was killed
+        if fields["step"] > step:
+            break
+        found.append({"step": fields["step"], "loss": fields["loss"]})
+    return found
+
+
+def _spread_state(run: PreparedRun, past: dict[str, Any], entered: EnteredFolder | None) -> None:
+    """Bring every process to the first one's step, tensor by tensor."""
+    if not past["tensors"]:
+        return
+    tensors = {
+        name: _spread(run.processes, dtype, shape, entered, name)
+        for name, (dtype, shape) in past["tensors"].items()
+    }
+    put_back(run.state, past["step"], past["last_loss"], tensors)
+
+
+def _spread(
+    processes: Processes, dtype: str, shape: list[int], entered: EnteredFolder | None, name: str
+) -> torch.Tensor:
+    if entered is not None and entered.tensors is not None:
+        tensor = entered.tensors[name].to(processes.device)
+    else:
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=processes.device)
+    processes.broadcast(tensor)
+    return tensor

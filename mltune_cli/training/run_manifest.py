@@ -1,0 +1,92 @@
+"""The manifest of a run that starts or goes on: facts, and what may be claimed of its bits."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from mltune_cli import __version__
+from mltune_cli.launching.job import TrainingJob
+from mltune_cli.manifest import Claim, DataFacts, Manifest, ModelFacts, RunResult
+from mltune_cli.recipe.schema import Recipe
+from mltune_cli.training.data.dataset import TokenisedDataset
+from mltune_cli.training.environment import environment_facts, image_digest
+from mltune_cli.training.setup import PreparedRun
+
+
+def build_manifest(
+    job: TrainingJob, run: PreparedRun, environment_classes: Sequence[str]
+) -> Manifest:
+    """Return the manifest of a run that is about to start, or to go on.
+
+    Args:
+        job: what was asked for.
+        run: what it came to.
+        environment_classes: of all processes, and of those that took the steps before this start.
+    """
+    facts = environment_facts(run.processes.device)
+    trained = sum(p.numel() for p in run.state.parameters.values())
+    return Manifest(
+        mltune=__version__,
+        recipe_name=job.recipe_name,
+        recipe=run.recipe.model_dump(),
+        origins=job.origins,
+        recipe_digest=run.recipe.bits_digest(),
+        model=ModelFacts(
+            name=run.base.name,
+            revision=run.base.revision,
+            digest=run.base.digest,
+            tokenizer_digest=run.base.tokenizer_digest,
+            parameters=sum(p.numel() for p in run.state.model.parameters()),
+            trained_parameters=trained,
+            initial_adapter_digest=run.initial.digests["parameters"],
+        ),
+        train_data=_data_facts(run.recipe.data.train, run.train_data),
+        validation_data=(
+            _data_facts(run.recipe.data.validation, run.validation_data)
+            if run.validation_data
+            else None
+        ),
+        environment=facts,
+        environment_class=facts.environment_class(),
+        environment_classes=sorted({*environment_classes, facts.environment_class()}),
+        processes=run.processes.size,
+        git=job.git,
+        image_digest=image_digest(),
+        claims=claims(run.recipe, run.processes.size, environment_classes),
+        result=RunResult(status="running", steps=0),
+    )
+
+
+def claims(recipe: Recipe, processes: int, environment_classes: Sequence[str]) -> list[Claim]:
+    """Return what may be said of this run's bits, and what may not, with the reasons."""
+    return [
+        _repeatable(recipe, processes, environment_classes),
+        _on_any_number_of_processes(recipe),
+    ]
+
+
+def _repeatable(recipe: Recipe, processes: int, environment_classes: Sequence[str]) -> Claim:
+    def claim(reason: str, holds: bool = False) -> Claim:
+        return Claim(name="repeatable", holds=holds, reason=reason)
+
+    if recipe.model.base_precision == "nf4" and processes > 1:
+        return claim("a 4-bit base was reported to differ from run to run on several GPUs")
+    if len(set(environment_classes)) > 1:
+        return claim("its steps were taken in more than one environment class")
+    return claim(
+        "the same recipe, data and model give the same bits in this environment class", holds=True
+    )
+
+
+def _on_any_number_of_processes(recipe: Recipe) -> Claim:
+    def claim(reason: str, holds: bool = False) -> Claim:
+        return Claim(name="any number of processes", holds=holds, reason=reason)
+
+    if recipe.model.base_precision == "nf4":
+        return claim("a 4-bit base was reported to differ on several GPUs")
+    if recipe.model.sharding == "fsdp" and recipe.adapter.method == "full":
+        return claim("gradients that are divided are summed in an order that processes decide")
+    return claim("gradients are summed along one tree over the micro-batches", holds=True)
+
+
+def _data_facts(name: str | None, dataset: TokenisedDataset) -> DataFacts:
+    return DataFacts(name=name or "", **asdict(dataset.summary))
