@@ -1,16 +1,16 @@
 """The launcher of several workers: PyTorch's elastic agent, in a process of its own.
 
-Run as `python -P -m mltune_cli.launching.elastic EVENT_DESCRIPTOR`. The first line of standard
-input is the job; a later line is the exit code that a request to stop gives the run. The end of
-standard input means that the command is gone, and ends all workers.
+Run as `python -P -m mltune_cli.launching.elastic EVENT_DESCRIPTOR CONTROL_FOLDER`. The first line
+of standard input is the job; a later line is the exit code that a request to stop gives the run.
+The end of standard input means that the command is gone, and ends all workers.
 """
 
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from types import FrameType
@@ -47,18 +47,19 @@ def main() -> int:
     pipe = EventPipe(int(sys.argv[1]))
     signal.signal(signal.SIGTERM, _raise_ended)
     job = TrainingJob.model_validate_json(sys.stdin.buffer.readline())
-    with tempfile.TemporaryDirectory(prefix="mltune-") as folder:
-        control = ControlFolder(Path(folder))
-        control.job.write_text(job.model_dump_json(), encoding="utf-8")
-        relay = EventRelay(control.events, pipe, on_failure=_end_workers)
-        threading.Thread(target=_listen_to_command, args=(control, relay), daemon=True).start()
-        try:
-            _launch(job, control, relay, pipe)
-        except (MltuneError, StoppedBySignalError) as error:
-            pipe.send(Failed(int(error.exit_code), error.message))
-            return int(error.exit_code)
-        finally:
-            relay.close()
+    control = ControlFolder(Path(sys.argv[2]))
+    control.job.write_text(job.model_dump_json(), encoding="utf-8")
+    relay = EventRelay(control.events, pipe, on_failure=_end_workers)
+    threading.Thread(target=_listen_to_command, args=(control, relay), daemon=True).start()
+    try:
+        _launch(job, control, relay, pipe)
+    except (MltuneError, StoppedBySignalError) as error:
+        pipe.send(Failed(int(error.exit_code), error.message))
+        return int(error.exit_code)
+    finally:
+        relay.close()
+        # The command does so as well, unless it is gone.
+        shutil.rmtree(control.path, ignore_errors=True)
     return ExitCode.OK
 
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -41,12 +43,21 @@ class WorkerProcess:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._is_launcher = not job.processes.is_single
         room = "launching.elastic" if self._is_launcher else "training.worker"
+        # Ours, so that it goes away even when the launcher is killed.
+        self._control = tempfile.mkdtemp(prefix="mltune-") if self._is_launcher else None
         read_end, write_end = os.pipe()
         try:
             # -P: the working directory is not searched for modules, so a folder that happens to
             # hold a torch.py, or a checkout of mltune, changes nothing.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", f"mltune_cli.{room}", str(write_end)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    f"mltune_cli.{room}",
+                    str(write_end),
+                    *([self._control] if self._control else []),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -56,6 +67,7 @@ class WorkerProcess:
             )
         except OSError as error:
             os.close(read_end)
+            self._remove_control()
             raise NoVerdictError(f"the worker could not be started: {error.strerror}") from None
         finally:
             os.close(write_end)
@@ -76,6 +88,11 @@ class WorkerProcess:
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         self._kill_group()
         self._process.wait()
+        self._remove_control()
+
+    def _remove_control(self) -> None:
+        if self._control is not None:
+            shutil.rmtree(self._control, ignore_errors=True)
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

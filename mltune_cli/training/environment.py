@@ -4,6 +4,8 @@ import contextlib
 import os
 import platform
 import re
+import resource
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -70,6 +72,15 @@ def _driver_version() -> str | None:
         return Path("/sys/module/nvidia/version").read_text().strip()
     except OSError:
         return None
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory this process has held so far: the GPU's, or on a CPU its own."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # The one system that counts in bytes instead is macOS.
+    return kibibytes if sys.platform == "darwin" else kibibytes * 1024
 
 
 def image_digest() -> str | None:

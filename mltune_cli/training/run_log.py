@@ -15,6 +15,7 @@ from mltune_cli.run_folder import (
     JsonLog,
     cut_log,
 )
+from mltune_cli.training.environment import peak_memory_bytes
 from mltune_cli.training.evaluation import EvaluationResult
 from mltune_cli.training.step import StepResult
 from mltune_cli.training.trackers import Trackers
@@ -124,6 +125,7 @@ class RunLog:
                     "step": step,
                     "seconds": round(seconds, 6),
                     "tokens_per_second": round(speed, 1),
+                    "peak_memory_bytes": peak_memory_bytes(),
                 }
             )
         self._pipe.send(
