@@ -66,13 +66,22 @@ class _ExitCodeGroup(typer.core.TyperGroup):
 
     def _run(self, arguments: list[str]) -> int:
         code: int = ExitCode.OK
+        arguments, command = _without_command(arguments)
         try:
-            with self.make_context("mltune", list(arguments)) as context:
+            with self.make_context("mltune", list(arguments), obj=command) as context:
                 self.invoke(context)
         except typer.Exit as end:
             code = end.exit_code
         sys.stdout.flush()
         return code
+
+
+def _without_command(arguments: list[str]) -> tuple[list[str], list[str] | None]:
+    """Cut off what follows `--` of `repro-check`: the parser would take it for our arguments."""
+    if "--" not in arguments or arguments[0] != "repro-check":
+        return arguments, None
+    place = arguments.index("--")
+    return arguments[:place], arguments[place + 1 :]
 
 
 def _discard_output() -> None:
@@ -251,8 +260,9 @@ def train(
     raise typer.Exit(command.train(loaded, start, shape, dry_run=dry_run))
 
 
-@app.command("repro-check")
+@app.command("repro-check", epilog="With -- COMMAND, any training script is checked instead.")
 def repro_check(
+    context: typer.Context,
     config: ConfigOption = None,
     assignments: SetOption = None,
     runs: Annotated[int, typer.Option("--runs", min=2, help="How many runs are compared.")] = 2,
@@ -263,15 +273,43 @@ def repro_check(
     timeout: Annotated[
         float | None, typer.Option("--timeout", help="Give up after so many seconds.")
     ] = None,
+    parallel: Annotated[
+        bool, typer.Option("--parallel", help="Run a command's runs at once, not in turn.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a recipe several times and prove that every step is equal, bit for bit."""
+    """Train a recipe several times and prove that every step is equal, bit for bit.
+
+    Or run a command several times: mltune repro-check -- python train.py --output {run}
+    """
     from mltune_cli.commands import repro_check as command
     from mltune_cli.commands.processes import process_shape
     from mltune_cli.recipe.layers import load_recipe
 
     if timeout is not None and timeout <= 0:
         raise UsageError("--timeout: must be more than 0 seconds")
+    if context.obj is not None:
+        if not context.obj:
+            raise UsageError("--: a command must follow, such as: -- python train.py")
+        for flag, is_given in (
+            ("--config", config),
+            ("--set", assignments),
+            ("--nproc-per-node", nproc_per_node > 1),
+        ):
+            if is_given:
+                raise UsageError(f"{flag}: is for recipes, and a command follows --; drop one")
+        raise typer.Exit(
+            command.repro_check_command(
+                context.obj,
+                run_count=runs,
+                output=output,
+                timeout_seconds=timeout,
+                in_parallel=parallel,
+                as_json=as_json,
+            )
+        )
+    if parallel:
+        raise UsageError("--parallel: is for commands; a recipe's runs share out cores and GPUs")
     loaded = load_recipe(config, {}, assignments or ())
     raise typer.Exit(
         command.repro_check(

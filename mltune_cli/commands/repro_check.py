@@ -1,4 +1,4 @@
-"""`mltune repro-check`: a recipe run several times, and the verdict."""
+"""`mltune repro-check`: a recipe, or any command, run several times, and the verdict."""
 
 import os
 from pathlib import Path
@@ -14,6 +14,7 @@ from mltune_cli.rendering.reproduction import (
     print_report_json,
 )
 from mltune_cli.reproduction.output_folder import output_folder, publish
+from mltune_cli.reproduction.repeated_commands import RepeatedCommands
 from mltune_cli.reproduction.repeated_runs import RepeatedRuns
 
 
@@ -62,6 +63,46 @@ def repro_check(
             report = runs.check()
         finally:
             view.stop()
+        publish(output, report)
+    (print_report_json if as_json else print_report)(report)
+    return report.exit_code
+
+
+def repro_check_command(
+    command: list[str],
+    *,
+    run_count: int,
+    output: Path,
+    timeout_seconds: float | None,
+    in_parallel: bool,
+    as_json: bool,
+) -> ExitCode:
+    """Run somebody else's training command `run_count` times and compare every optimizer step.
+
+    Args:
+        command: program and arguments; `{run}` stands for the run's own folder.
+        run_count: at least 2.
+        output: folder for the runs and the report; replaced if a check of ours wrote it.
+        timeout_seconds: of the whole check.
+        in_parallel: run all at once.
+        as_json: print the report as JSON instead of a tree.
+
+    Raises:
+        UsageError: the command or the output folder cannot be used.
+    """
+    output = Path(os.path.abspath(output))  # noqa: PTH100 - the command sees one path
+    view = ReproductionView(run_count)
+    runs = RepeatedCommands(
+        command=command,
+        folder=output,
+        run_count=run_count,
+        in_parallel=in_parallel,
+        inherited=os.environ,
+        timeout_seconds=timeout_seconds,
+        on_output=view.show_output,
+    )
+    with output_folder(output):
+        report = runs.check()
         publish(output, report)
     (print_report_json if as_json else print_report)(report)
     return report.exit_code

@@ -85,8 +85,11 @@ def _add_difference(tree: "Tree", difference: FirstDifference) -> None:
     from rich.markup import escape
 
     first, second = difference.runs
+    # A command's optimizer and process are named where it could be another.
+    names = [difference.optimizer, difference.process if difference.process != "main" else None]
+    where = "".join(f", {escape(name)}" for name in names if name)
     branch = tree.add(
-        f"step {difference.step}, {escape(difference.stage)}: {difference.meaning} "
+        f"step {difference.step}{where}, {escape(difference.stage)}: {difference.meaning} "
         f"(runs {first} and {second})"
     )
     if difference.values is not None:

@@ -15,6 +15,8 @@ _STAGE_MEANINGS = {
     "model": "the base model's weights were not the same",
     "batch": "the rows or their tokens were not the same",
     "rng": "the random number generators were not in the same state",
+    "rng_python": "something drew from Python's random numbers in one run and not in the other",
+    "rng_numpy": "something drew from NumPy's random numbers in one run and not in the other",
     "loss": "the forward pass gave another loss from the same rows",
     "gradients": "the backward pass gave other gradients from the same loss",
     "clipped_gradients": "clipping gave other gradients",
@@ -22,6 +24,7 @@ _STAGE_MEANINGS = {
     "optimizer": "the optimizer's state was not the same after the step",
     "parameters": "the trained parameters were not the same after the step",
     "missing": "one run took the step and the other did not",
+    "order": "the optimizers took their steps in another order",
 }
 
 
@@ -45,6 +48,8 @@ class FirstDifference(_Frozen):
         stages: every stage of that step that differs, in the order of computation.
         runs: the two runs, counted from 1.
         values: the digests of `stage` in the two runs.
+        process: of a command that has several: `main`, or `rank-3`.
+        optimizer: of a command, which may have several.
     """
 
     step: int
@@ -52,10 +57,14 @@ class FirstDifference(_Frozen):
     stages: list[str]
     runs: tuple[int, int]
     values: tuple[str, str] | None
+    process: str | None = None
+    optimizer: str | None = None
 
     @property
     def meaning(self) -> str:
         """What it means that this stage differs first."""
+        if self.process is not None and self.step == 0 and self.stage == "parameters":
+            return "the trained parameters did not start from the same values"
         return stage_meaning(self.step, self.stage)
 
 
@@ -80,6 +89,7 @@ class ReproductionReport(_Frozen):
     """What `repro-check` found.
 
     Attributes:
+        recipe_name: the recipe, or the command that was run instead of one.
         compared_steps: the last step whose digests were equal in all runs.
         first_difference: where runs parted; None unless the verdict is `different`.
         reason: why there is no verdict; None unless the verdict is `no_verdict`.

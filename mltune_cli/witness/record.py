@@ -10,6 +10,8 @@ STAGES = (
     "model",
     "batch",
     "rng",
+    "rng_python",
+    "rng_numpy",
     "loss",
     "gradients",
     "clipped_gradients",
@@ -26,15 +28,18 @@ class WitnessRecord:
     Attributes:
         step: optimizer step, counted from 1; 0 for the initial state.
         digests: stage name to 16 hexadecimal digits. `loss` holds the bits of the float itself.
+        source: the optimizer, where a script may have several; empty in mltune's own runs.
     """
 
     step: int
     digests: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
         stages = {stage: self.digests[stage] for stage in STAGES if stage in self.digests}
-        return json.dumps({"step": self.step, **stages}, separators=(",", ":"))
+        source = {"source": self.source} if self.source else {}
+        return json.dumps({"step": self.step, **source, **stages}, separators=(",", ":"))
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object]) -> "WitnessRecord":
@@ -46,14 +51,17 @@ class WitnessRecord:
         step = fields.get("step")
         if not isinstance(step, int) or isinstance(step, bool) or step < 0:
             raise ValueError(f"step is {step!r}")
+        source = fields.get("source", "")
+        if not isinstance(source, str):
+            raise ValueError(f"source is {source!r}")  # noqa: TRY004 - the same for every field
         digests = {}
         for name, value in fields.items():
-            if name == "step":
+            if name in ("step", "source"):
                 continue
             if name not in STAGES or not isinstance(value, str):
                 raise ValueError(f"{name} is {value!r}")
             digests[name] = value
-        return cls(step, digests)
+        return cls(step, digests, source)
 
 
 def bytes_digest(data: bytes) -> str:

@@ -1,0 +1,120 @@
+"""Somebody else's training command as a process of its own, watched by the start-up hook."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mltune_cli.errors import UsageError
+
+_HOOK = Path(__file__).parent.parent / "witness" / "injected"
+_TAIL_LINES = 20
+_GRACE_SECONDS = 5.0
+
+
+class CommandProcess:
+    """One running command, in an environment that is left as it is but for the hook.
+
+    Args:
+        command: program and arguments.
+        witness: folder that the hook writes to.
+        inherited: the environment to start from.
+        on_output: called from a thread of its own with each printed line.
+
+    Raises:
+        UsageError: there is no such program, or it cannot be run.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        witness: Path,
+        inherited: Mapping[str, str],
+        on_output: Callable[[str], None],
+    ) -> None:
+        self._on_output = on_output
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._mark = f"MLTUNE_WITNESS_FOLDER={witness}".encode()
+        path = inherited.get("PYTHONPATH")
+        environment = {
+            **inherited,
+            "PYTHONPATH": os.pathsep.join([str(_HOOK), path] if path else [str(_HOOK)]),
+            "MLTUNE_WITNESS_FOLDER": str(witness),
+        }
+        try:
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise UsageError(f"{command[0]}: cannot be run: {error.strerror}") from None
+        self._watcher = threading.Thread(target=self._end_with_children, daemon=True)
+        self._watcher.start()
+        self._printer = threading.Thread(target=self._read_output, daemon=True)
+        self._printer.start()
+
+    def _end_with_children(self) -> None:
+        """Wait for the command, and end what it started and left behind."""
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        self._kill_group()
+        self._process.wait()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for pid in self._descendants():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _descendants(self) -> Iterator[int]:
+        """Yield the processes that have our folder in their environment (Linux alone).
+
+        Launchers put their workers into sessions of their own; no signal to the group gets there.
+        """
+        for entry in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if self._mark in entry.read_bytes().split(b"\0"):
+                    yield int(entry.parent.name)
+
+    def _read_output(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - opened above
+        with self._process.stdout as stream:
+            for raw in stream:
+                line = raw.decode("utf-8", errors="replace").rstrip("\n")
+                self._tail.append(line)
+                self._on_output(line)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the command itself has not ended."""
+        return self._watcher.is_alive()
+
+    def failure(self) -> str | None:
+        """Return how the command failed, with its last lines; None where it ended with 0."""
+        status = self._process.wait()
+        self._printer.join(timeout=_GRACE_SECONDS)
+        if status == 0:
+            return None
+        if status < 0:
+            hint = " (out of memory?)" if -status == signal.SIGKILL else ""
+            how = f"was killed by signal {-status}{hint}"
+        else:
+            how = f"ended with status {status}"
+        lines = "".join(f"\n  | {line}" for line in self._tail)
+        last = f"; its last lines:{lines}" if lines else ""
+        return f"the command {how}{last}"
+
+    def stop(self) -> None:
+        """End the command and everything it started, at once; safe to call twice."""
+        if self._watcher.is_alive():
+            self._kill_group()
+        self._watcher.join(timeout=_GRACE_SECONDS)
+        self._printer.join(timeout=_GRACE_SECONDS)

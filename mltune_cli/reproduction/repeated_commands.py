@@ -1,0 +1,165 @@
+"""One command, run several times, its training compared step by step."""
+
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mltune_cli.errors import NoVerdictError
+from mltune_cli.launching.command_process import CommandProcess
+from mltune_cli.reproduction.report import (
+    FirstDifference,
+    ReproductionReport,
+    RunOutcome,
+    RunStatus,
+    Verdict,
+)
+from mltune_cli.reproduction.witness_files import OrderedComparison, WitnessFiles
+
+# Stands in a command for the run's own folder.
+RUN_FOLDER = "{run}"
+_POLL_SECONDS = 0.1
+
+
+@dataclass
+class _Run:
+    """One of the compared runs, while it goes on."""
+
+    number: int
+    folder: Path
+    files: WitnessFiles
+    process: CommandProcess | None = None
+    status: RunStatus = "stopped"
+    error: str | None = None
+
+
+@dataclass
+class RepeatedCommands:
+    """Runs a command several times and compares the witnesses that its processes write.
+
+    Attributes:
+        command: program and arguments; `{run}` in them stands for the run's own folder.
+        folder: where `run-1`, `run-2`, ... are made.
+        run_count: at least 2.
+        in_parallel: all at once; else one after the other.
+        inherited: the environment.
+        timeout_seconds: after which there is no verdict; None waits for ever.
+        on_output: called with the run's number and each line that it prints.
+    """
+
+    command: Sequence[str]
+    folder: Path
+    run_count: int
+    in_parallel: bool
+    inherited: Mapping[str, str]
+    timeout_seconds: float | None
+    on_output: Callable[[int, str], None]
+    _started: float = field(default_factory=time.monotonic)
+
+    def check(self) -> ReproductionReport:
+        """Run and compare.
+
+        Raises:
+            UsageError: the command cannot be run.
+        """
+        runs = [self._run(number) for number in range(1, self.run_count + 1)]
+        comparison = OrderedComparison(self.run_count)
+        difference, reason = None, None
+        try:
+            for group in [runs] if self.in_parallel else [[run] for run in runs]:
+                difference = self._run_group(group, comparison)
+                if difference is not None:
+                    break
+            else:
+                difference = comparison.missing()
+        except NoVerdictError as error:
+            reason = error.message
+        finally:
+            for run in runs:
+                if run.process is not None:
+                    run.process.stop()
+        verdict: Verdict = "reproducible" if difference is None else "different"
+        if reason is not None:
+            verdict = "no_verdict"
+        return ReproductionReport(
+            verdict=verdict,
+            recipe_name=shlex.join(self.command),
+            recipe_digest=None,
+            environment_class=None,
+            compared_steps=comparison.compared_steps,
+            first_difference=difference,
+            reason=reason,
+            runs=[
+                RunOutcome(
+                    number=run.number, folder=str(run.folder), status=run.status,
+                    steps=comparison.steps(run.number - 1), last_loss=None, error=run.error,
+                )
+                for run in runs
+            ],
+            seconds=round(time.monotonic() - self._started, 3),
+        )  # fmt: skip
+
+    def _run(self, number: int) -> _Run:
+        folder = self.folder / f"run-{number}"
+        return _Run(number, folder, WitnessFiles(folder / "witness"))
+
+    def _start(self, run: _Run) -> CommandProcess:
+        run.folder.mkdir(parents=True)
+        command = [part.replace(RUN_FOLDER, str(run.folder / "files")) for part in self.command]
+        (run.folder / "files").mkdir()
+        return CommandProcess(
+            command,
+            run.folder / "witness",
+            self.inherited,
+            lambda line: self.on_output(run.number, line),
+        )
+
+    def _run_group(
+        self, group: list[_Run], comparison: OrderedComparison
+    ) -> FirstDifference | None:
+        """Run some runs side by side to their ends; return at the first difference.
+
+        Raises:
+            NoVerdictError: a run failed, took too long, or never took an optimizer step.
+        """
+        going_on = list(group)
+        for run in group:
+            run.process = self._start(run)
+        while going_on:
+            self._require_time()
+            for run in list(going_on):
+                # Asked before the files are read: what is read then is all there is.
+                has_ended = run.process is not None and not run.process.is_running
+                for stream, record in run.files.new_records():
+                    difference = comparison.add(run.number - 1, stream, record)
+                    if difference is not None:
+                        return difference
+                if has_ended:
+                    self._finish(run, comparison)
+                    going_on.remove(run)
+            time.sleep(_POLL_SECONDS)
+        return None
+
+    def _require_time(self) -> None:
+        limit = self.timeout_seconds
+        if limit is not None and time.monotonic() - self._started > limit:
+            raise NoVerdictError(f"the runs were not done after --timeout {limit:g} seconds")
+
+    def _finish(self, run: _Run, comparison: OrderedComparison) -> None:
+        failure = run.process.failure() if run.process is not None else None
+        if failure is None and comparison.steps(run.number - 1) == 0:
+            failure = _nothing_seen(run.files.trouble())
+        if failure is not None:
+            run.status, run.error = "failed", failure
+            raise NoVerdictError(f"run {run.number} failed: {failure}")
+        run.status = "finished"
+
+
+def _nothing_seen(trouble: str | None) -> str:
+    if trouble is not None:
+        return f"its training could not be watched: {trouble}"
+    return (
+        "no optimizer of torch took a step that could be seen; is it a Python training script, "
+        "started without -I, -E or -S, whose optimizers come from torch.optim?"
+    )

@@ -1,0 +1,148 @@
+"""Witness files of a command's processes, read while they are written, and compared in order."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from mltune_cli.errors import NoVerdictError
+from mltune_cli.reproduction.comparison import compare_records
+from mltune_cli.reproduction.report import FirstDifference
+from mltune_cli.witness.record import WitnessRecord
+
+_TROUBLE = "trouble.txt"
+# Generators that start from noise unless a script seeds them: where they differ from the first
+# step on, they were not seeded, and whether that matters is seen in what they were used for.
+_SELF_SEEDED = ("rng_python", "rng_numpy")
+
+
+class WitnessFiles:
+    """The files that the start-up hook of one run writes, one for each process that trains."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._offsets: dict[str, int] = {}
+
+    def new_records(self) -> Iterator[tuple[str, WitnessRecord]]:
+        """Yield the whole lines that came since the last call, with their file's name.
+
+        Raises:
+            NoVerdictError: a line is no record.
+        """
+        if not self._folder.is_dir():
+            return
+        for path in sorted(self._folder.glob("*.jsonl")):
+            with path.open("rb") as stream:
+                stream.seek(self._offsets.get(path.stem, 0))
+                for line in stream:
+                    if not line.endswith(b"\n"):
+                        break  # it is being written
+                    self._offsets[path.stem] = self._offsets.get(path.stem, 0) + len(line)
+                    yield path.stem, _record(path, line)
+
+    def trouble(self) -> str | None:
+        """Return why the hook could not watch, where it said so."""
+        path = self._folder / _TROUBLE
+        if not path.is_file():
+            return None
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()[0]
+
+
+def _record(path: Path, line: bytes) -> WitnessRecord:
+    try:
+        return WitnessRecord.from_fields(json.loads(line))
+    except ValueError as error:
+        raise NoVerdictError(f"{path}: holds a line that is no record: {error}") from None
+
+
+class OrderedComparison:
+    """Compares runs record by record, each process of a run with its like in the first run."""
+
+    def __init__(self, run_count: int) -> None:
+        self._records: list[dict[str, list[WitnessRecord]]] = [{} for _ in range(run_count)]
+        self._unseeded: dict[tuple[int, str], set[str]] = {}
+        self.compared_steps = 0
+
+    def steps(self, run: int) -> int:
+        """Return the last step that a run's processes have all reported."""
+        streams = self._records[run].values()
+        return min((max(r.step for r in records) for records in streams), default=0)
+
+    def add(self, run: int, stream: str, record: WitnessRecord) -> FirstDifference | None:
+        """Take the next record of a process of run `run` (from 0); return what differs."""
+        records = self._records[run].setdefault(stream, [])
+        records.append(record)
+        place = len(records) - 1
+        others = range(1, len(self._records)) if run == 0 else (run,)
+        for other in others:
+            reference = self._at(0, stream, place)
+            candidate = self._at(other, stream, place)
+            if reference is None or candidate is None:
+                continue
+            ignored = self._ignored(reference, candidate, (other, stream))
+            difference = _difference(
+                _without(reference, ignored), _without(candidate, ignored), stream, other
+            )
+            if difference is not None:
+                return difference
+            self.compared_steps = max(self.compared_steps, record.step)
+        return None
+
+    def _ignored(
+        self, reference: WitnessRecord, candidate: WitnessRecord, key: tuple[int, str]
+    ) -> set[str]:
+        if reference.step and key not in self._unseeded:
+            self._unseeded[key] = {
+                stage for stage in _SELF_SEEDED
+                if reference.digests.get(stage) != candidate.digests.get(stage)
+            }  # fmt: skip
+        return self._unseeded.get(key, set())
+
+    def _at(self, run: int, stream: str, place: int) -> WitnessRecord | None:
+        records = self._records[run].get(stream, [])
+        return records[place] if place < len(records) else None
+
+    def missing(self) -> FirstDifference | None:
+        """Return the first record that one finished run has and another lacks."""
+        first = self._records[0]
+        for other, records in enumerate(self._records[1:], start=1):
+            for stream in sorted(first.keys() | records.keys()):
+                mine, theirs = first.get(stream, []), records.get(stream, [])
+                if len(mine) != len(theirs):
+                    longer = max(mine, theirs, key=len)
+                    return FirstDifference(
+                        step=longer[min(len(mine), len(theirs))].step,
+                        stage="missing",
+                        stages=["missing"],
+                        runs=(1, other + 1),
+                        values=None,
+                        process=stream,
+                    )
+        return None
+
+
+def _without(record: WitnessRecord, stages: set[str]) -> WitnessRecord:
+    kept = {name: value for name, value in record.digests.items() if name not in stages}
+    return WitnessRecord(record.step, kept, record.source)
+
+
+def _difference(
+    reference: WitnessRecord, candidate: WitnessRecord, stream: str, other: int
+) -> FirstDifference | None:
+    same_place = (reference.step, reference.source) == (candidate.step, candidate.source)
+    if not same_place:
+        return FirstDifference(
+            step=reference.step,
+            stage="order",
+            stages=["order"],
+            runs=(1, other + 1),
+            values=(_place(reference), _place(candidate)),
+            process=stream,
+        )
+    difference = compare_records(reference, candidate, other)
+    if difference is None:
+        return None
+    return difference.model_copy(update={"process": stream, "optimizer": reference.source})
+
+
+def _place(record: WitnessRecord) -> str:
+    return f"step {record.step} of {record.source}"
