@@ -1,0 +1,149 @@
+"""The witness of a training loop that somebody else wrote, inside one process."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+from mltune_cli.bundled import bundled_model
+from mltune_cli.witness.api import witness
+from mltune_cli.witness.hf import WitnessCallback
+from mltune_cli.witness.observer import hyperparameters, value_digest
+
+
+def train(steps: int = 3, **changes: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=changes.get("lr", 1e-2))
+    rows = torch.arange(12.0).view(4, 3) + changes.get("offset", 0)
+    for _ in range(steps):
+        for (batch,) in DataLoader(TensorDataset(rows), batch_size=2):
+            model(batch).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def records(folder: Path, name: str = "main.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_equal_trainings_have_equal_records(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with witness(tmp_path / name):
+            train()
+    first, second = records(tmp_path / "a"), records(tmp_path / "b")
+    assert first == second
+    assert [record["step"] for record in first] == [0, 1, 2, 3]
+    assert {record["source"] for record in first} == {"Adam 1"}
+
+
+@pytest.mark.parametrize(
+    ("change", "stage"),
+    [({"lr": 1e-2 + 1e-14}, "hyperparameters"), ({"offset": 1e-6}, "batch")],
+)
+def test_a_difference_shows_in_its_stage(
+    tmp_path: Path, change: dict[str, float], stage: str
+) -> None:
+    for name, given in (("a", {}), ("b", change)):
+        with witness(tmp_path / name):
+            train(**given)
+    first, second = records(tmp_path / "a")[1], records(tmp_path / "b")[1]
+    assert next(key for key in first if first[key] != second[key]) == stage
+
+
+def test_watching_changes_nothing_and_ends(tmp_path: Path) -> None:
+    backward, give = torch.autograd.backward, torch.utils.data.dataloader._BaseDataLoaderIter
+    original = give.__next__
+    plain = train()
+    with witness(tmp_path):
+        watched = train()
+    assert torch.equal(plain.weight, watched.weight)
+    assert torch.autograd.backward is backward
+    assert give.__next__ is original
+    before = (tmp_path / "main.jsonl").read_bytes()
+    train()
+    assert (tmp_path / "main.jsonl").read_bytes() == before
+
+
+def test_a_block_that_fails_leaves_no_hook(tmp_path: Path) -> None:
+    def fail() -> None:
+        with witness(tmp_path):
+            train(1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    train()
+    assert len(records(tmp_path)) == 2
+
+
+def test_a_second_file_stands_beside_the_first(tmp_path: Path) -> None:
+    for _ in range(2):
+        with witness(tmp_path):
+            train(1)
+    assert records(tmp_path) == records(tmp_path, "main.2.jsonl")
+
+
+def test_a_rank_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    with witness(tmp_path):
+        train(1)
+    assert len(records(tmp_path, "rank-3.jsonl")) == 2
+
+
+def test_sparse_and_missing_gradients_are_digested(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    table = torch.nn.Embedding(5, 2, sparse=True)
+    unused = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([table.weight, unused], lr=0.1)
+    with witness(tmp_path):
+        table(torch.tensor([1, 1, 3])).sum().backward()
+        optimizer.step()
+    assert len(records(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({"x": 1}, {"x": 2}),
+        ({"x": 1}, {"y": 1}),
+        ([torch.ones(2), "text"], [torch.ones(2), "texts"]),
+        (torch.zeros(2), -torch.zeros(2)),
+        ((1, 2), (2, 1)),
+    ],
+)
+def test_batches_of_any_nesting_differ_where_their_content_does(a: Any, b: Any) -> None:
+    assert value_digest(a) == value_digest(a)
+    assert value_digest(a) != value_digest(b)
+
+
+def test_settings_that_are_objects_are_spelled_without_their_address() -> None:
+    def optimizer() -> torch.optim.Optimizer:
+        made = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=torch.tensor(0.1))
+        made.param_groups[0]["extra"] = object()
+        return made
+
+    assert hyperparameters(optimizer()) == hyperparameters(optimizer())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_the_trainer_of_transformers_with_the_callback(tmp_path: Path) -> None:
+    rows = [{"input_ids": list(range(4, 12)), "labels": list(range(4, 12))} for _ in range(8)]
+    for name in ("a", "b"):
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_pretrained(bundled_model("mltune/tiny"))
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=2,
+            report_to=[], save_strategy="no", use_cpu=True, gradient_accumulation_steps=2,
+        )  # fmt: skip
+        callback = WitnessCallback(tmp_path / name)
+        Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
+    first = records(tmp_path / "a")
+    assert first == records(tmp_path / "b")
+    assert [record["step"] for record in first] == [0, 1, 2]
+    assert all(stage in first[1] for stage in ("batch", "loss", "gradients"))
