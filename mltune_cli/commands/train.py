@@ -57,7 +57,8 @@ def train(
         print_recipe(loaded)
         return ExitCode.OK
     _require_consistent(loaded, start)
-    if loaded.recipe.output_dir is not None:
+    # The other machines write nothing; the folder may be out of their reach.
+    if loaded.recipe.output_dir is not None and shape.node_rank == 0:
         goes_on = start.resume or start.resume_from is not None
         require_writable_target(Path(loaded.recipe.output_dir), start.overwrite, goes_on)
     job = new_job(loaded, start, shape)

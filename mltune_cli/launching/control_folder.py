@@ -57,6 +57,6 @@ def _write_whole(path: Path, text: str) -> None:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode()  # every character as it is, line ends too
     except FileNotFoundError:
         return None

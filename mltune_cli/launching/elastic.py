@@ -50,17 +50,30 @@ def main() -> int:
     control = ControlFolder(Path(sys.argv[2]))
     control.job.write_text(job.model_dump_json(), encoding="utf-8")
     relay = EventRelay(control.events, pipe, on_failure=_end_workers)
-    threading.Thread(target=_listen_to_command, args=(control, relay), daemon=True).start()
     try:
+        threading.Thread(target=_listen_to_command, args=(control, relay), daemon=True).start()
         _launch(job, control, relay, pipe)
     except (MltuneError, StoppedBySignalError) as error:
-        pipe.send(Failed(int(error.exit_code), error.message))
-        return int(error.exit_code)
+        return _explain(pipe, error)
+    except _EndedError:  # before there was an agent, whose end `_launch` explains
+        return _explain(pipe, StoppedBySignalError(control.stop_code() or ExitCode.TERMINATED))
+    except Exception as error:  # noqa: BLE001 - the agent's own trouble; its traceback says little
+        code = control.stop_code()
+        if code is not None:  # the request came in the middle of an import, say
+            return _explain(pipe, StoppedBySignalError(code))
+        problem = " ".join(str(error).split())
+        return _explain(pipe, NoVerdictError(f"the launcher: {type(error).__name__}: {problem}"))
     finally:
         relay.close()
         # The command does so as well, unless it is gone.
         shutil.rmtree(control.path, ignore_errors=True)
     return ExitCode.OK
+
+
+def _explain(pipe: EventPipe, error: MltuneError | StoppedBySignalError) -> int:
+    with contextlib.suppress(NoVerdictError):  # the command may be gone
+        pipe.send(Failed(int(error.exit_code), error.message))
+    return int(error.exit_code)
 
 
 def _raise_ended(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - given
@@ -137,8 +150,10 @@ def _run_agent(shape: ProcessShape, control: ControlFolder) -> None:
     # Each round of workers gets a store of its own: in one that is shared by all rounds, a machine
     # that comes back would read what the workers before it wrote.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    address = use_loopback()
-    if shape.rendezvous is not None:
+    # One or the other: what is named first stays, and loopback leads to no other machine.
+    if shape.rendezvous is None:
+        address = use_loopback()
+    else:
         address = use_interface_towards(shape.rendezvous)
     config = LaunchConfig(
         min_nodes=shape.min_nodes,

@@ -34,6 +34,7 @@ class EventRelay:
         self._on_failure = on_failure
         self._failure: Failed | None = None
         self._is_ending = False
+        self._drained = threading.Event()
         self.has_started = False
         self.has_steps = False
         self._thread = threading.Thread(target=self._pass_on, daemon=True)
@@ -58,8 +59,12 @@ class EventRelay:
         """Wait until everything that the workers wrote has been read."""
         drained = threading.Event()
         self._drained = drained
-        os.write(self._descriptor, _END)
-        drained.wait(_DRAIN_SECONDS)
+        # A line of its own, also behind one that a killed worker left without an end.
+        os.write(self._descriptor, b"\n" + _END)
+        # A command that is only slow to read is waited for; one that is gone is not.
+        while not drained.wait(_DRAIN_SECONDS):
+            if self._is_ending:
+                return
 
     def close(self) -> None:
         """Pass on what is left, and end."""

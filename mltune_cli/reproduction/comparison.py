@@ -11,16 +11,20 @@ from mltune_cli.witness.record import STAGES, WitnessRecord
 class StreamComparison:
     """Compares every run's records with the first run's, step by step.
 
-    Runs may be at different steps: what is ahead waits, and what was compared is forgotten. Each
-    run sends its steps in order, so the first pair that differs is the first differing step.
+    Runs may be at different steps: what is ahead waits. Each run sends its steps in order, so the
+    first pair that differs is the first differing step.
     """
 
     def __init__(self, run_count: int) -> None:
         self._records: list[dict[int, WitnessRecord]] = [{} for _ in range(run_count)]
+        self._compared: dict[int, WitnessRecord] = {}
         self.compared_steps = 0
 
     def add(self, run: int, record: WitnessRecord) -> FirstDifference | None:
         """Take the next record of run `run` (from 0); return a difference if it shows one."""
+        if record.step in self._compared:
+            # Processes that took the place of dead ones take their steps once more.
+            return compare_records(self._compared[record.step], record, max(run, 1))
         self._records[run][record.step] = record
         others = range(1, len(self._records)) if run == 0 else (run,)
         for other in others:
@@ -33,6 +37,7 @@ class StreamComparison:
                 return difference
         if all(record.step in records for records in self._records):
             self.compared_steps = max(self.compared_steps, record.step)
+            self._compared[record.step] = record
             for records in self._records:
                 del records[record.step]
         return None

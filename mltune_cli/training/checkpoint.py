@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,26 +78,35 @@ class Snapshot:
     tensors: dict[str, torch.Tensor]
 
 
-def snapshot(state: TrainingState) -> Snapshot:
-    """Take the state of a run. Where it is divided, all processes must ask."""
+def snapshot(state: TrainingState, *, keep: bool = True) -> Snapshot:
+    """Take the state of a run. Where it is divided, all processes must ask.
+
+    Args:
+        state: is not changed.
+        keep: False in a process that only helps the others to make tensors whole.
+    """
     tensors = {_PARAMETER + key: value.detach() for key, value in state.parameters.items()}
     for key, value in optimizer_tensors(state.optimizer, state.parameters).items():
         tensors[_OPTIMIZER + key] = value
-    return Snapshot(state.step, state.last_loss, whole_tensors(tensors))
+    return Snapshot(state.step, state.last_loss, whole_tensors(tensors, keep=keep))
 
 
 def put_back(
-    state: TrainingState, step: int, last_loss: float | None, tensors: dict[str, torch.Tensor]
+    state: TrainingState,
+    step: int,
+    last_loss: float | None,
+    tensors: Iterable[tuple[str, torch.Tensor]],
 ) -> None:
     """Make a state that of an earlier step, from tensors that every process has whole."""
-    with torch.no_grad():
-        for name, parameter in state.parameters.items():
-            parameter.copy_(like(tensors[_PARAMETER + name], parameter))
-    for key, value in tensors.items():
+    for key, value in tensors:
         if key.startswith(_OPTIMIZER):
             slot, _, name = key.removeprefix(_OPTIMIZER).partition(".")
             parameter = state.parameters[name]
             state.optimizer.state[parameter][slot] = like(value, parameter)
+        else:
+            parameter = state.parameters[key.removeprefix(_PARAMETER)]
+            with torch.no_grad():
+                parameter.copy_(like(value, parameter))
     state.step, state.last_loss = step, last_loss
 
 

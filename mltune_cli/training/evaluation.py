@@ -89,15 +89,16 @@ def standing(evaluations: Sequence[Evaluation], threshold: float) -> Standing:
             have to improve on; nothing has been trained there, so it is never the best.
         threshold: by how much, in nats, a loss must be lower to count as an improvement.
     """
-    best: Evaluation | None = None
-    mark = math.inf
-    since = 0
+    best_step: int | None = None
+    mark: float | None = None
+    lowest, since = math.inf, 0
     for evaluation in evaluations:
-        if evaluation.step > 0 and (best is None or evaluation.loss < best.loss):
-            best = evaluation
-        if evaluation.loss < mark - threshold or mark == math.inf:
-            mark = evaluation.loss
-            since = 0
+        # A loss that is no number is worse than any that is one.
+        loss = math.inf if math.isnan(evaluation.loss) else evaluation.loss
+        if evaluation.step > 0 and loss < lowest:
+            best_step, lowest = evaluation.step, loss
+        if mark is None or loss < mark - threshold:
+            mark, since = loss, 0
         else:
             since += 1
-    return Standing(best.step if best else None, since)
+    return Standing(best_step, since)

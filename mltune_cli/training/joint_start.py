@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from mltune_cli.errors import MltuneError, NoVerdictError, UsageError
-from mltune_cli.launching.events import EventPipe
+from mltune_cli.errors import ExitCode, MltuneError, UsageError
+from mltune_cli.launching.events import EventPipe, Failed
+from mltune_cli.launching.failures import explained
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.run_folder import EVALUATION_LOG, RunLock
 from mltune_cli.training.checkpoint import Identity, put_back
@@ -52,7 +53,7 @@ def start_together(
 
     Raises:
         UsageError: folder or checkpoint cannot be used, or a process has another model or data.
-        NoVerdictError: the first process cannot start; it has said why.
+        NoVerdictError: the first process cannot start.
         LostProcessError: another process is gone.
     """
     processes = run.processes
@@ -64,11 +65,13 @@ def start_together(
             on_folder(entered.path)
         except (MltuneError, OSError) as error:
             failure = error
-    past = processes.gather_values(_past(entered))[0]
+    told = _past(entered) if entered else _refusal(failure)
+    past = processes.gather_values(told)[0]
     if failure is not None:
         raise failure
-    if past is None:
-        raise NoVerdictError("the first process could not start; its own message says why")
+    if "refusal" in past:
+        # In the first one's words: whichever process is heard first explains the run.
+        raise explained(Failed(past["exit_code"], past["refusal"]))
     _spread_state(run, past, entered)
     here = environment_facts(processes.device).environment_class()
     classes = {*processes.gather_values(here), *past["environment_classes"]}
@@ -87,7 +90,7 @@ def _require_same_input(run: PreparedRun) -> None:
     Raises:
         UsageError: names what differs.
     """
-    mine = run_identity(run)
+    mine = _joint_identity(run)
     for rank, fields in enumerate(run.processes.gather_values([mine.recipe, mine.digests])):
         changes = mine.changes_from(Identity(*fields))
         if changes:
@@ -97,10 +100,29 @@ def _require_same_input(run: PreparedRun) -> None:
             )
 
 
-def _past(entered: EnteredFolder | None) -> dict[str, Any] | None:
+def _joint_identity(run: PreparedRun) -> Identity:
+    """Return what processes must have alike: what decides bits, and when and how they meet."""
+    identity = run_identity(run)
+    meetings = {f"evaluate.{key}": v for key, v in run.recipe.evaluate.model_dump().items()}
+    meetings["model.sharding"] = run.recipe.model.sharding
+    if run.state.is_divided:  # then a checkpoint is a meeting as well
+        meetings["checkpoint.every_steps"] = run.recipe.checkpoint.every_steps
+    held_out = run.validation_data.summary.digest if run.validation_data else ""
+    return Identity(identity.recipe | meetings, identity.digests | {"validation data": held_out})
+
+
+def _refusal(failure: Exception | None) -> dict[str, Any]:
+    """Return why the first process cannot start, for the others to say it as well."""
+    if isinstance(failure, MltuneError):
+        return {"refusal": failure.message, "exit_code": int(failure.exit_code)}
+    return {
+        "refusal": f"the first process could not start: {failure}",
+        "exit_code": int(ExitCode.NO_VERDICT),
+    }
+
+
+def _past(entered: EnteredFolder) -> dict[str, Any]:
     """Return what the other processes must be told, in JSON's types."""
-    if entered is None:
-        return None
     checkpoint = entered.checkpoint
     finished = entered.finished
     step = checkpoint.step if checkpoint else 0
@@ -137,10 +159,11 @@ def _spread_state(run: PreparedRun, past: dict[str, Any], entered: EnteredFolder
     """Bring every process to the first one's step, tensor by tensor."""
     if not past["tensors"]:
         return
-    tensors = {
-        name: _spread(run.processes, dtype, shape, entered, name)
+    # One at a time: a divided model's state need not fit on one device.
+    tensors = (
+        (name, _spread(run.processes, dtype, shape, entered, name))
         for name, (dtype, shape) in past["tensors"].items()
-    }
+    )
     put_back(run.state, past["step"], past["last_loss"], tensors)
 
 

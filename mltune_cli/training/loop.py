@@ -168,7 +168,8 @@ def _run_steps(course: _Course, around: Surroundings) -> None:
             every = run.recipe.checkpoint.every_steps
             if stop_code or (every and state.step % every == 0):
                 _write_checkpoint(course)
-            if stop_code:
+            is_last = state.step == course.steps or _is_stopped_early(course)
+            if stop_code and not is_last:
                 course.log.finish(RunResult(status="interrupted", steps=state.step))
                 # Whoever raises first ends the others: not before the checkpoint is whole.
                 run.processes.barrier()
@@ -246,7 +247,7 @@ def _is_stopped_early(course: _Course) -> bool:
 def _write_checkpoint(course: _Course) -> None:
     run = course.run
     if run.processes.is_writer or run.state.is_divided:
-        taken = snapshot(run.state)
+        taken = snapshot(run.state, keep=run.processes.is_writer)
     if run.processes.is_writer:
         course.log.flush_to_disk()
         write_checkpoint(

@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import PrefixStore
 from torch.distributed import distributed_c10d
 from torch.distributed.rendezvous import rendezvous
 
+from mltune_cli.errors import RecipeValueError
 from mltune_cli.training.reduction import share_of
 
 # Long enough for the first process to tokenise a large data set or to write a large checkpoint
@@ -194,8 +195,14 @@ def _connect(device: torch.device) -> tuple[int, int]:
     """Wait until all processes are there, then connect them; return torch's rank and size."""
     store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
     # Processes come to this point at different times, since imports take long.
-    store.set(f"here/{rank}", "")
-    store.wait([f"here/{other}" for other in range(size)], _PATIENCE)
+    store.set(f"here/{rank}", device.type)
+    keys = [f"here/{other}" for other in range(size)]
+    store.wait(keys, _PATIENCE)
+    kinds = {store.get(key).decode() for key in keys}
+    if len(kinds) > 1:
+        raise RecipeValueError(
+            "model.device", f"is {' and '.join(sorted(kinds))} on different machines; set it"
+        )
     on_gpu = device.type == "cuda"
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-# Partial sums are gathered in pieces of so many float32 elements (64 MiB), so that gathering needs
-# little memory beside them, however many processes there are and however large the model is.
-PIECE_ELEMENTS = 1 << 24
+# Partial sums are gathered in pieces of so many float32 elements (256 MiB) over all processes, so
+# that gathering needs little memory beside them, however large the model is.
+PIECE_ELEMENTS = 1 << 26
 
 
 def share_of(rank: int, size: int, count: int) -> range:
@@ -107,7 +107,7 @@ def sum_over_processes(
             all processes have one length.
         shares: of all processes, in the order of their ranks.
         gather: returns every process's tensor, in the order of their ranks, for one of equal shape.
-        piece_elements: how many elements are gathered at once.
+        piece_elements: how many elements are gathered at once, over all processes.
 
     Returns:
         One float32 vector.
@@ -116,8 +116,9 @@ def sum_over_processes(
     most_blocks = max(map(len, blocks_by_rank))
     length = own[0].numel()
     total = torch.empty_like(own[0])
-    for first in range(0, length, piece_elements):
-        piece = slice(first, min(first + piece_elements, length))
+    width = max(1, piece_elements // (most_blocks * len(shares)))
+    for first in range(0, length, width):
+        piece = slice(first, min(first + width, length))
         # Everybody sends as many rows as the process with the most blocks has.
         rows = [vector[piece] for vector in own]
         rows += [torch.zeros_like(rows[0])] * (most_blocks - len(rows))

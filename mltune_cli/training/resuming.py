@@ -37,14 +37,23 @@ from mltune_cli.training.setup import PreparedRun
 
 def run_identity(run: PreparedRun) -> Identity:
     """Return what this run's checkpoints belong to."""
+    validation = run.validation_data.summary.digest if run.validation_data else None
     return Identity(
         run.recipe.bit_deciding_values(),
         {
             "model": run.base.digest,
             "tokenizer": run.base.tokenizer_digest,
             "training data": run.train_data.summary.digest,
+            **_deciding_validation(run.recipe, validation),
         },
     )
+
+
+def _deciding_validation(recipe: Recipe, digest: str | None) -> dict[str, str]:
+    """Return the held-out rows' digest where they decide when training ends."""
+    if recipe.evaluate.early_stopping_patience and digest is not None:
+        return {"validation data": digest}
+    return {}
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,9 @@ def enter_folder(job: TrainingJob, run: PreparedRun, pipe: EventPipe) -> Entered
     Raises:
         UsageError: folder or checkpoint cannot be used; nothing in them was changed.
     """
-    explicit = open_checkpoint(Path(job.resume_from)) if job.resume_from else None
+    explicit = None
+    if job.resume_from and not (job.resume and _has_checkpoint(job.recipe.output_dir)):
+        explicit = open_checkpoint(Path(job.resume_from))
     if explicit is not None:
         require_same(explicit.folder, explicit.identity, run_identity(run))
     if job.recipe.output_dir is None:
@@ -100,6 +111,10 @@ def enter_folder(job: TrainingJob, run: PreparedRun, pipe: EventPipe) -> Entered
     except BaseException:
         lock.close()
         raise
+
+
+def _has_checkpoint(folder: str | None) -> bool:
+    return folder is not None and newest_checkpoint(Path(folder))[0] is not None
 
 
 def _opened(
@@ -141,12 +156,15 @@ def _earlier_run(folder: Path, identity: Identity) -> Manifest | None:
     if not (folder / MANIFEST_FILE).is_file():
         return None
     manifest = read_manifest(folder)
+    recipe = Recipe.model_validate(manifest.recipe)
+    validation = manifest.validation_data.digest if manifest.validation_data else None
     was = Identity(
-        Recipe.model_validate(manifest.recipe).bit_deciding_values(),
+        recipe.bit_deciding_values(),
         {
             "model": manifest.model.digest,
             "tokenizer": manifest.model.tokenizer_digest,
             "training data": manifest.train_data.digest,
+            **_deciding_validation(recipe, validation),
         },
     )
     require_same(folder, was, identity)
@@ -177,7 +195,8 @@ def _take_logs(source: Path, folder: Path) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     if (source / BEST).is_dir():
-        shutil.copytree(source / BEST, folder / BEST)
+        # It is there already where the processes that copied it first have died.
+        shutil.copytree(source / BEST, folder / BEST, dirs_exist_ok=True)
 
 
 def drop_other_best(folder: Path, best_step: int | None) -> None:

@@ -63,11 +63,21 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return named tensors, each whole and on the CPU. All processes must ask."""
-    return {
-        name: whole(tensor.detach()).cpu().contiguous() for name, tensor in sorted(tensors.items())
-    }
+def whole_tensors(
+    tensors: Mapping[str, torch.Tensor], *, keep: bool = True
+) -> dict[str, torch.Tensor]:
+    """Return named tensors, each whole and on the CPU. All processes must ask.
+
+    Args:
+        tensors: whole or divided.
+        keep: False in a process that only helps the others, and gets nothing.
+    """
+    made_whole = {}
+    for name, tensor in sorted(tensors.items()):
+        one = whole(tensor.detach())
+        if keep:
+            made_whole[name] = one.cpu().contiguous()
+    return made_whole
 
 
 def like(tensor: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:

@@ -90,7 +90,9 @@ def main() -> int:
         return _explain(post.pipe, error)
     except OSError as error:
         if error.errno not in _STORAGE_ERRORS:
-            raise
+            if post.control is None:
+                raise
+            return _end_among_others(error, post.pipe)
         where = error.filename or "the output folder"
         return _explain(post.pipe, MltuneError(f"{where}: {os.strerror(error.errno)}"))
     except Exception as error:
