@@ -142,7 +142,7 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOCK
         self._file = self._locked_file(folder)
-        # A forked child, such as a process that loads data, would hold the lock as long as it lives.
+        # A forked child, such as a process that loads data, would hold the lock while it lives.
         os.register_at_fork(after_in_child=self._file.close)
         self._file.truncate(0)
         self._file.write(str(os.getpid()))

@@ -149,9 +149,7 @@ def test_a_plain_all_reduce_would_not(
         ),
         pytest.param(
             1, "raise PermissionError(13, 'planted')", "PermissionError", "running",
-            id="system error", marks=[pytest.mark.long, pytest.mark.xfail(
-                reason="worker.main raises an OSError that is not about storage: no sentence, and "
-                "the launcher tries it again and again", strict=True)],
+            id="system error", marks=pytest.mark.long,
         ),
     ],
 )  # fmt: skip
