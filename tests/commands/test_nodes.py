@@ -63,6 +63,17 @@ class Machine:
                     found.append(int(entry.name))
         return found
 
+    def variables(self, name: str, module: str) -> set[str]:
+        """Return what a variable is in the processes of a module."""
+        found = set()
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                variables = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+                values = [v.partition("=")[2] for v in variables if v.startswith(f"{name}=")]
+                if module in Path(f"/proc/{pid}/cmdline").read_text():
+                    found.update(values)
+        return found
+
     def lose(self) -> None:
         """End everything on it at once, as a machine does that loses its power."""
         for pid in self.pids():
@@ -138,11 +149,25 @@ def test_two_machines_train_the_bytes_of_one(
     machine: Callable[..., Machine], undisturbed: Path
 ) -> None:
     """Two processes here and one there; machine 1 is there first, so torch numbers it first."""
-    endpoint = f"127.0.0.1:{free_port()}"
+    address = own_address()
+    endpoint = f"{address}:{free_port()}"
     second = machine(1, endpoint, "--nproc-per-node", "1")
     time.sleep(0.5)
     first = machine(0, endpoint, "--nproc-per-node", "2")
+    second.wait_for(lambda: second.variables("GLOO_SOCKET_IFNAME", "training.worker"))
+    (interface,) = second.variables("GLOO_SOCKET_IFNAME", "training.worker")
+    assert (interface == "lo") == (address == "127.0.0.1"), "over what leads to the other machine"
     require_the_bytes_of_one(first, second, undisturbed)
+
+
+def own_address() -> str:
+    """Return this machine's address where it has a way out, else that of loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # TEST-NET-1: an address that is nobody's
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def temporary(tmp_path: Path) -> dict[str, str]:
     return {"TMPDIR": str(tmp_path / "temporary")}
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.long), 3, 4])
 def test_several_processes_write_the_bytes_of_one(
     mltune: MltuneRun, one: Path, temporary: dict[str, str], tmp_path: Path, count: int
 ) -> None:
@@ -142,7 +144,7 @@ def test_a_plain_all_reduce_would_not(
         pytest.param(
             1, "next(iter(state.parameters.values())).data.fill_(float('inf'))",
             "step 2: the loss is nan, so training stopped before the update; lower "
-            "train.learning_rate", "failed", id="not finite",
+            "train.learning_rate", "failed", id="not finite", marks=pytest.mark.long,
         ),
         pytest.param(
             1, ULP, "step 2: process ", "failed", id="one ulp of drift",
@@ -269,17 +271,26 @@ def test_repro_check_finds_what_differs_in_one_process_of_one_run(
     assert (difference["step"], difference["stage"]) == (2, "rng")
 
 
+@pytest.fixture
+def shallow() -> Iterator[Path]:
+    """A TMPDIR with a short name: loaders put sockets into it. What is left running is killed."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    yield folder
+    for pid in processes_with(folder, ""):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("count", ["1", pytest.param("2", marks=pytest.mark.long)])
 def test_a_loader_process_that_is_killed_is_no_verdict_and_no_hang(
-    mltune_command: Path, tmp_path: Path, count: str
+    mltune_command: Path, shallow: Path, tmp_path: Path, count: str
 ) -> None:
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
     process = subprocess.Popen(
         [mltune_command, "train", *SHORT, "--set", "train.max_steps=400", "--set",
          "data.loader_workers=1", "--nproc-per-node", count, "--output-dir", "run"],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "TMPDIR": str(temporary), "MLTUNE_CACHE": str(tmp_path / "cache")},
+        env={**os.environ, "TMPDIR": str(shallow), "MLTUNE_CACHE": str(tmp_path / "cache")},
     )  # fmt: skip
     witness = tmp_path / "run" / "witness.jsonl"
     deadline = time.monotonic() + 90
@@ -288,16 +299,16 @@ def test_a_loader_process_that_is_killed_is_no_verdict_and_no_hang(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     # The loaders are what the training processes started.
-    workers = processes_with(temporary, "training.worker")
+    workers = processes_with(shallow, "training.worker")
     loader = next(pid for pid, parent in workers.items() if parent in workers)
     os.kill(loader, signal.SIGKILL)
     printed = process.communicate(timeout=60)[1]
     assert process.returncode == 125
     assert f"DataLoader worker (pid {loader}) is killed by signal: Killed" in printed
     deadline = time.monotonic() + 10
-    while processes_with(temporary, "") and time.monotonic() < deadline:
+    while processes_with(shallow, "") and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert processes_with(temporary, "") == {}
+    assert processes_with(shallow, "") == {}
 
 
 def processes_with(temporary: Path, module: str) -> dict[int, int]:

@@ -1,9 +1,11 @@
 """Who builds a micro-batch, and how far ahead, leaves no trace; and no loader process stays."""
 
 import contextlib
+import multiprocessing
 import os
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,3 +157,33 @@ def test_the_lock_of_a_run_folder_is_free_when_the_training_process_is_gone(
     os.kill(training, signal.SIGKILL)
     os.waitpid(training, 0)
     RunLock(tmp_path).close()
+
+
+@pytest.mark.long
+@pytest.mark.xfail(
+    reason="tensors come through a socket below TMPDIR; where that fails, nobody is told, and "
+    "training waits for ever",
+    strict=True,
+)
+def test_a_temporary_folder_with_a_long_name_is_no_reason_to_hang(
+    stream: BatchStream, collator: Collator, tmp_path: Path
+) -> None:
+    """A socket's name has 107 letters at most; a cluster's folders for jobs may have more."""
+    deep = tmp_path / ("a" * 60) / ("b" * 60)
+    deep.mkdir(parents=True)
+    training = os.fork()
+    if training == 0:
+        tempfile.tempdir = str(deep)
+        multiprocessing.current_process()._config.pop("tempdir", None)  # type: ignore[attr-defined]
+        count = len(list(micro_batches(stream, collator, range(1, 4), [0], 1)))
+        os._exit(0 if count == 3 else 1)
+    deadline = time.monotonic() + 10
+    ended, status = os.waitpid(training, os.WNOHANG)
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.05)
+        ended, status = os.waitpid(training, os.WNOHANG)
+    if not ended:
+        os.kill(training, signal.SIGKILL)
+        os.waitpid(training, 0)
+        pytest.fail("it hangs")
+    assert os.waitstatus_to_exitcode(status) == 0
