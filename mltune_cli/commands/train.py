@@ -11,6 +11,7 @@ from mltune_cli.commands.git_facts import current_commit
 from mltune_cli.commands.stopping import raise_on_signals
 from mltune_cli.errors import ExitCode, UsageError
 from mltune_cli.launching.events import Notice, Started
+from mltune_cli.launching.held_signals import held_signals
 from mltune_cli.launching.job import ProcessShape, TrainingJob
 from mltune_cli.launching.worker_process import WorkerProcess
 from mltune_cli.recipe.layers import LoadedRecipe
@@ -63,8 +64,9 @@ def train(
         require_writable_target(Path(loaded.recipe.output_dir), start.overwrite, goes_on)
     job = new_job(loaded, start, shape)
     with TrainingView() as view:
-        worker = WorkerProcess(job, view.show_output)
-        pass_signals_to(worker)
+        with held_signals():
+            worker = WorkerProcess(job, view.show_output)
+            pass_signals_to(worker)
         try:
             for event in worker.events():
                 if isinstance(event, Started) and _fills_in_from_smoke(loaded):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from mltune_cli.errors import UsageError
 _HOOK = Path(__file__).parent.parent / "witness" / "injected"
 _TAIL_LINES = 20
 _GRACE_SECONDS = 5.0
+_POLL_SECONDS = 0.02
 
 
 class CommandProcess:
@@ -68,11 +70,15 @@ class CommandProcess:
         self._process.wait()
 
     def _kill_group(self) -> None:
+        """Kill until nothing is left: a process may have been forking while it was looked for."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        for pid in self._descendants():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while (pids := list(self._descendants())) and time.monotonic() < deadline:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(_POLL_SECONDS)
 
     def _descendants(self) -> Iterator[int]:
         """Yield the processes that have our folder in their environment (Linux alone).
@@ -116,5 +122,5 @@ class CommandProcess:
         """End the command and everything it started, at once; safe to call twice."""
         if self._watcher.is_alive():
             self._kill_group()
-        self._watcher.join(timeout=_GRACE_SECONDS)
+        self._watcher.join(timeout=2 * _GRACE_SECONDS)
         self._printer.join(timeout=_GRACE_SECONDS)

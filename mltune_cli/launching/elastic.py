@@ -38,8 +38,12 @@ class _DiedError(Exception):
     """Workers died more often than they may; the message says which one, and how."""
 
 
-class _EndedError(Exception):
-    """The workers were ended from outside: one explained a failure, or the command is gone."""
+class _EndedError(BaseException):
+    """The workers were ended from outside: one explained a failure, or the command is gone.
+
+    Raised by a signal handler, in the middle of anything: no `Exception`, which libraries catch
+    while they are imported.
+    """
 
 
 def main() -> int:
@@ -52,7 +56,11 @@ def main() -> int:
     relay = EventRelay(control.events, pipe, on_failure=_end_workers)
     try:
         threading.Thread(target=_listen_to_command, args=(control, relay), daemon=True).start()
-        _launch(job, control, relay, pipe)
+        try:
+            _launch(job, control, relay, pipe)
+        finally:
+            # No workers are left to end: a late request must not cut the explanation short.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except (MltuneError, StoppedBySignalError) as error:
         return _explain(pipe, error)
     except _EndedError:  # before there was an agent, whose end `_launch` explains
@@ -173,6 +181,8 @@ def _run_agent(shape: ProcessShape, control: ControlFolder) -> None:
         logs_specs=DefaultLogsSpecs(log_dir=str(control.path / "logs")),
         local_addr=address,
     )
+    if control.stop_code() is not None:  # asked for in the middle of an import that caught it
+        raise _EndedError
     worker = ["-P", "-m", "mltune_cli.training.worker", str(control.path), str(shape.node_rank)]
     try:
         elastic_launch(config, sys.executable)(*worker)
@@ -183,6 +193,8 @@ def _run_agent(shape: ProcessShape, control: ControlFolder) -> None:
         raise _EndedError from None
     except RendezvousError as error:
         raise _explained(error, shape) from None
+    finally:
+        signal.signal(signal.SIGTERM, _raise_ended)  # the agent has put its own there
 
 
 def _deaths(exits: dict[int, int]) -> str:

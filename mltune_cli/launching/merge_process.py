@@ -17,6 +17,7 @@ from mltune_cli.errors import NoVerdictError
 from mltune_cli.launching.environment import worker_environment
 from mltune_cli.launching.events import Failed, Notice, parse_event
 from mltune_cli.launching.failures import explained
+from mltune_cli.launching.held_signals import held_signals
 from mltune_cli.recipe.schema import Recipe
 
 _TAIL_LINES = 20
@@ -62,30 +63,36 @@ def run_merge(job: MergeJob, on_notice: Callable[[str], None]) -> None:
     read_end, write_end = os.pipe()
     # A file, not a pipe, takes what libraries print: nobody has to read it while they print.
     with tempfile.TemporaryFile() as output, os.fdopen(read_end, "rb") as events:
+        process = None
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mltune_cli.training.merging", str(write_end)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=(write_end,),
-                env=worker_environment(job.recipe, os.environ),
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise NoVerdictError(f"the merge could not be started: {error.strerror}") from None
-        finally:
-            os.close(write_end)
-        try:
+            with held_signals():
+                process = _start(job, write_end, output)
             failure = _listen(process, job, events, on_notice)
         finally:
-            if process.poll() is None:
+            if process is not None and process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         if failure is not None:
             raise explained(failure)
         if process.returncode != 0:
             raise _crash(process.returncode, output)
+
+
+def _start(job: MergeJob, write_end: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "mltune_cli.training.merging", str(write_end)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(write_end,),
+            env=worker_environment(job.recipe, os.environ),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise NoVerdictError(f"the merge could not be started: {error.strerror}") from None
+    finally:
+        os.close(write_end)
 
 
 def _listen(

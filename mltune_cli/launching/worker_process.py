@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
-from mltune_cli.errors import ExitCode, NoVerdictError
+from mltune_cli.errors import ExitCode, NoVerdictError, StoppedBySignalError
 from mltune_cli.launching.environment import worker_environment
 from mltune_cli.launching.events import Event, Failed, Finished, parse_event
 from mltune_cli.launching.failures import explained
@@ -41,6 +41,7 @@ class WorkerProcess:
     ) -> None:
         self._on_output = on_output
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._asked: list[int] = []
         self._is_launcher = not job.processes.is_single
         room = "launching.elastic" if self._is_launcher else "training.worker"
         # Ours, so that it goes away even when the launcher is killed.
@@ -126,6 +127,7 @@ class WorkerProcess:
 
         Raises:
             MltuneError: as the worker explained it.
+            StoppedBySignalError: it was asked to stop.
             NoVerdictError: the worker died without an explanation; its last lines are named.
         """
         failure: Failed | None = None
@@ -146,6 +148,8 @@ class WorkerProcess:
         self._printer.join(timeout=_GRACE_SECONDS)
         if failure is not None:
             raise explained(failure)
+        if -status in self._asked:  # it came before the worker could take it in good order
+            raise StoppedBySignalError(_stop_code(-status))
         if status != 0 or not is_finished:
             raise self._crash(status)
 
@@ -161,13 +165,13 @@ class WorkerProcess:
 
     def ask_to_stop(self, number: int) -> None:
         """Pass a signal on: the worker finishes its step, writes a checkpoint, and ends."""
+        self._asked.append(number)
         if not self._is_launcher:
             self._process.send_signal(number)
             return
-        code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
         assert self._process.stdin is not None  # noqa: S101 - opened above
         with contextlib.suppress(OSError, ValueError):
-            self._process.stdin.write(f"{int(code)}\n".encode())
+            self._process.stdin.write(f"{int(_stop_code(number))}\n".encode())
             self._process.stdin.flush()
 
     def stop(self) -> None:
@@ -177,6 +181,10 @@ class WorkerProcess:
         self._watcher.join(timeout=_GRACE_SECONDS)
         self._printer.join(timeout=_GRACE_SECONDS)
         self._close_stdin()
+
+
+def _stop_code(number: int) -> ExitCode:
+    return ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
 
 
 def _signal_name(number: int) -> str:

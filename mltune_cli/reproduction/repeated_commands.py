@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mltune_cli.errors import NoVerdictError
 from mltune_cli.launching.command_process import CommandProcess
+from mltune_cli.launching.held_signals import held_signals
 from mltune_cli.reproduction.report import (
     FirstDifference,
     ReproductionReport,
@@ -125,7 +126,8 @@ class RepeatedCommands:
         """
         going_on = list(group)
         for run in group:
-            run.process = self._start(run)
+            with held_signals():
+                run.process = self._start(run)
         while going_on:
             self._require_time()
             for run in list(going_on):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mltune_cli.errors import MltuneError, NoVerdictError, StoppedBySignalError, UsageError
 from mltune_cli.launching.events import Event, StepDone, Witnessed
+from mltune_cli.launching.held_signals import held_signals
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.launching.worker_process import WorkerProcess
 from mltune_cli.manifest import Manifest, read_manifest
@@ -172,9 +173,10 @@ class RepeatedRuns:
     def _start(self, run: _Run, slot: Mapping[str, str]) -> None:
         recipe = self.job.recipe.with_values({"output_dir": str(run.folder)})
         job = self.job.model_copy(update={"recipe": recipe})
-        run.worker = WorkerProcess(
-            job, lambda line: self.on_output(run.number, line), {**self.inherited, **slot}
-        )
+        with held_signals():
+            run.worker = WorkerProcess(
+                job, lambda line: self.on_output(run.number, line), {**self.inherited, **slot}
+            )
         threading.Thread(target=self._listen, args=(run, run.worker), daemon=True).start()
 
     def _listen(self, run: _Run, worker: WorkerProcess) -> None:

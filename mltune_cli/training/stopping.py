@@ -40,12 +40,13 @@ class SignalledStop:
     def defer(self) -> None:
         """See `StopSource`."""
         self._is_deferring = True
+        if self._code is not None:  # its exception was caught by somebody
+            raise StoppedBySignalError(self._code)
 
     def _take(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - given
-        code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
+        self._code = ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
         if not self._is_deferring:
-            raise StoppedBySignalError(code)
-        self._code = code
+            raise StoppedBySignalError(self._code)
 
 
 class WrittenStop:
