@@ -68,6 +68,83 @@ class FirstDifference(_Frozen):
         return stage_meaning(self.step, self.stage)
 
 
+Phase = Literal["forward", "backward", "optimizer", "elsewhere"]
+Differing = Literal["operation", "argument", "input", "random state", "output"]
+
+
+class TensorDifference(_Frozen):
+    """How far apart one tensor of an operation is in the two runs.
+
+    Attributes:
+        name: `input 0`, `output 1`, in the order in which the operation takes and gives tensors.
+        differing: elements whose bits differ; None where the values were not kept.
+        largest_ulps: the largest distance in units in the last place; None for what has none, or
+            where a NaN stands against a number.
+    """
+
+    name: str
+    dtype: str
+    shape: list[int]
+    elements: int
+    differing: int | None = None
+    largest_ulps: int | None = None
+    largest_difference: float | None = None
+
+
+class Localisation(_Frozen):
+    """The first operation of the differing step at which the two runs part.
+
+    Attributes:
+        step: the step that was traced.
+        record: place of the operation in the trace, from 0.
+        operation: as torch's dispatcher calls it, such as `aten.mm.default`.
+        module: path of the module whose forward called it, or, in backward, belongs to it.
+        node: the autograd node, in backward.
+        differs: what parts first: another operation was called; another number was passed; an
+            input tensor, the generator's state, or, from equal inputs, the output differ.
+        frame: innermost line of the user's own code, `FILE:LINE in FUNCTION`.
+        library_frame: innermost line outside torch, where that is another one.
+        reads_uninitialised: it reads memory that nothing had written.
+        is_convicted: executed twice on the same inputs, it gave two results.
+        was_written_outside: an input differs although the operation that made it gave equal
+            results: something wrote to its memory that torch did not see.
+        made_by: the operation that made the differing input; None where it came from outside.
+    """
+
+    step: int
+    process: str
+    record: int
+    operation: str
+    phase: Phase
+    module: str | None
+    node: str | None
+    differs: Differing
+    values: tuple[str, str] | None = None
+    tensors: list[TensorDifference] = []
+    frame: str | None = None
+    library_frame: str | None = None
+    reads_uninitialised: bool = False
+    is_convicted: bool = False
+    was_written_outside: bool = False
+    made_by: str | None = None
+
+
+class Diagnosis(_Frozen):
+    """Why the runs part, as far as the evidence goes.
+
+    Attributes:
+        cause: name of a row of `docs/causes.md`, or `unknown`.
+        title: the cause in a few words.
+        evidence: what was observed; one sentence each.
+        remedy: what to do.
+    """
+
+    cause: str
+    title: str
+    evidence: list[str]
+    remedy: str
+
+
 class RunOutcome(_Frozen):
     """How one of the compared runs ended.
 
@@ -92,6 +169,10 @@ class ReproductionReport(_Frozen):
         recipe_name: the recipe, or the command that was run instead of one.
         compared_steps: the last step whose digests were equal in all runs.
         first_difference: where runs parted; None unless the verdict is `different`.
+        variation: conditions that the first run did not have and the others had, `NAME=VALUE`.
+        localisation: the operation at which they part; None where it was not looked for or found.
+        diagnosis: the cause; None unless the verdict is `different`.
+        notes: what is worth knowing whatever the verdict is; one sentence each.
         reason: why there is no verdict; None unless the verdict is `no_verdict`.
         seconds: wall time of the whole check.
     """
@@ -103,6 +184,10 @@ class ReproductionReport(_Frozen):
     environment_class: str | None
     compared_steps: int
     first_difference: FirstDifference | None
+    variation: list[str] = []
+    localisation: Localisation | None = None
+    diagnosis: Diagnosis | None = None
+    notes: list[str] = []
     reason: str | None
     runs: list[RunOutcome]
     seconds: float
