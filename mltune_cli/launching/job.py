@@ -43,6 +43,22 @@ class ProcessShape(BaseModel):
         return self.per_node * self.max_nodes
 
 
+class TraceOrder(BaseModel):
+    """One step that is to be traced; see `witness.trace_record.TraceRequest`.
+
+    Attributes:
+        folder: where `trace/` is made, outside the run folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str
+    step: int
+    executions: int = 1
+    keep_from: int = 0
+    keep_bytes: int = 1 << 29
+
+
 class TrainingJob(BaseModel):
     """One training run.
 
@@ -56,6 +72,7 @@ class TrainingJob(BaseModel):
         resume_from: go on from this checkpoint's folder; with `resume`, where there is no newer.
         git: commit of the folder that the command was started in.
         processes: that compute the run; their number changes no bit.
+        trace: a step to trace; the run goes on after it, until it is ended.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,3 +86,4 @@ class TrainingJob(BaseModel):
     resume_from: str | None = None
     git: GitFacts | None = None
     processes: ProcessShape = ProcessShape()
+    trace: TraceOrder | None = None

@@ -24,6 +24,12 @@ _WIDTHS = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
     "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
+_CODES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2", "uint16": "U16", "int16": "I16", "float16": "F16",
+    "bfloat16": "BF16", "uint32": "U32", "int32": "I32", "float32": "F32", "uint64": "U64",
+    "int64": "I64", "float64": "F64",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,21 @@ def read_tensors(path: Path) -> dict[str, RawTensor]:
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise NoVerdictError(f"{path}: is not a whole safetensors file: {error}") from None
     return tensors
+
+
+def raw_tensor(data: bytes, dtype: str, shape: list[int]) -> RawTensor | None:
+    """Return a tensor of which the bytes are given; None for kinds that have no code here.
+
+    Args:
+        data: the elements, little-endian, in order.
+        dtype: as torch spells it, without `torch.`.
+        shape: sizes.
+    """
+    code = _CODES.get(dtype)
+    if code is None or len(data) != _WIDTHS[code] * math.prod(shape):
+        return None
+    bits = np.frombuffer(data, _INTEGERS[_WIDTHS[code]])
+    return RawTensor(code, tuple(shape), bits)
 
 
 def _require(holds: bool, problem: str) -> None:

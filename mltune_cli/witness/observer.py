@@ -1,14 +1,15 @@
 """Watches the training of a process that knows nothing of it, through torch's own hooks.
 
 Every optimizer of the process is seen, whoever wrote the loop, by torch's global step hooks. Losses
-are seen where a backward pass begins, batches where a `DataLoader` hands them out. Nothing that is
-seen is changed, and no random number is drawn.
+are seen where a backward pass begins, batches where a `DataLoader` hands them out, gradients before
+clipping where `torch.nn.utils` clips them. Nothing that is seen is changed, and no random number is
+drawn.
 """
 
+import functools
 import os
-import random
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 from weakref import WeakKeyDictionary
@@ -20,8 +21,37 @@ from torch.optim.optimizer import (
 )
 from torch.utils.data import dataloader
 
-from mltune_cli.witness.digest import tensors_digest
+from mltune_cli.witness.naming import NamedModel, find_model
 from mltune_cli.witness.record import WitnessRecord, bytes_digest, chained_digest
+from mltune_cli.witness.seeding import SeedWatch
+from mltune_cli.witness.stages import (
+    enumerate_names,
+    held_digest,
+    hyperparameters,
+    optimizer_parameters,
+    random_states,
+    row_digests,
+    settings,
+    state_tensors,
+    value_digest,
+)
+from mltune_cli.witness.trace import OperationTrace, open_trace
+from mltune_cli.witness.trace_record import TraceRequest
+
+
+@dataclass
+class _Seen:
+    """What was seen since the last step.
+
+    Attributes:
+        rows: one digest for each row of the batches.
+        unclipped: of the gradients, each time they were clipped.
+    """
+
+    batches: list[str] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)
+    losses: list[str] = field(default_factory=list)
+    unclipped: list[str] = field(default_factory=list)
 
 
 class Observer:
@@ -30,95 +60,174 @@ class Observer:
     Args:
         folder: where the file is made at the first step, named after the rank: `main.jsonl`, or
             `rank-3.jsonl` in a process that a launcher gave a rank.
+        per_tensor: also write the digest of every gradient, parameter and state tensor by name.
+        trace: traces one step, into `trace/` below the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, per_tensor: bool = False, trace: TraceRequest | None = None
+    ) -> None:
         self._folder = folder
+        self._per_tensor = per_tensor
+        self._request = trace
+        self._trace: OperationTrace | None = None
         self._stream: TextIO | None = None
         self._sources: WeakKeyDictionary[torch.optim.Optimizer, str] = WeakKeyDictionary()
+        self._models: WeakKeyDictionary[torch.optim.Optimizer, NamedModel] = WeakKeyDictionary()
         self._steps = 0
-        self._batches: list[str] = []
-        self._losses: list[str] = []
-        self._open_steps: list[dict[str, str]] = []
+        self._seen = _Seen()
+        self._open_steps: list[tuple[dict[str, str], dict[str, Any]]] = []
+        self._seeds = SeedWatch()
         self._undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
         """Begin to watch."""
+        self._seeds.install()
         self._undo = [
             register_optimizer_step_pre_hook(self._before_step).remove,
             register_optimizer_step_post_hook(self._after_step).remove,
-            self._watch_losses(),
-            self._watch_batches(),
+            self._seeds.remove,
+            self._replace(torch.autograd, "backward", self._watch_loss),
+            self._replace(dataloader._BaseDataLoaderIter, "__next__", self._watch_batch),
         ]
+        for home in (torch.nn.utils, torch.nn.utils.clip_grad):
+            for name in ("clip_grad_norm_", "clip_grad_value_"):
+                self._undo.append(self._replace(home, name, self._watch_clipping))
+        if self._request is not None and self._request.step == 0:
+            self._begin_trace()
+        elif self._request is not None and self._request.step == 1:
+            # Not before: the model is loaded by then, and the first batch is not.
+            self._undo.append(self._replace(torch.optim.Optimizer, "__init__", self._watch_making))
 
     def remove(self) -> None:
         """Stop watching, and close the file."""
-        for undo in self._undo:
+        self._end_trace()
+        for undo in reversed(self._undo):
             undo()
         self._undo = []
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
-    def _watch_losses(self) -> Callable[[], None]:
-        backward = torch.autograd.backward
+    def _replace(self, home: Any, name: str, wrap: Callable[[Any], Any]) -> Callable[[], None]:
+        original = getattr(home, name)
 
+        def undo() -> None:
+            setattr(home, name, original)
+
+        setattr(home, name, functools.wraps(original)(wrap(original)))
+        return undo
+
+    def _watch_loss(self, backward: Any) -> Any:
         def watched(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             roots = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
-            self._losses.append(_digest(dict(enumerate_names(roots))))
+            self._seen.losses.append(held_digest(dict(enumerate_names(roots))))
             return backward(tensors, *args, **kwargs)
 
-        torch.autograd.backward = watched
+        return watched
 
-        def undo() -> None:
-            torch.autograd.backward = backward
-
-        return undo
-
-    def _watch_batches(self) -> Callable[[], None]:
-        kind: Any = dataloader._BaseDataLoaderIter
-        give = kind.__next__
-
+    def _watch_batch(self, give: Any) -> Any:
         def watched(iterator: Any) -> Any:
             batch = give(iterator)
-            self._batches.append(value_digest(batch))
+            self._seen.batches.append(value_digest(batch))
+            self._seen.rows += row_digests(batch)
             return batch
 
-        kind.__next__ = watched
+        return watched
 
-        def undo() -> None:
-            kind.__next__ = give
+    def _watch_clipping(self, clip: Any) -> Any:
+        def watched(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(parameters, torch.Tensor):
+                parameters = list(parameters)  # it may be a generator
+            tensors = [parameters] if isinstance(parameters, torch.Tensor) else parameters
+            self._seen.unclipped.append(held_digest(gradients(dict(enumerate_names(tensors)))))
+            return clip(parameters, *args, **kwargs)
 
-        return undo
+        return watched
+
+    def _watch_making(self, initialise: Any) -> Any:
+        def watched(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._trace is None and self._steps == 0:
+                self._begin_trace()
+            return initialise(optimizer, *args, **kwargs)
+
+        return watched
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - the signature is given
-        parameters = dict(optimizer_parameters(optimizer))
+        # What digests compute is no operation of the training.
+        with _untraced():
+            self._note_before(optimizer)
+
+    def _note_before(self, optimizer: torch.optim.Optimizer) -> None:
         if optimizer not in self._sources:
-            source = f"{type(optimizer).__name__} {len(self._sources) + 1}"
-            self._sources[optimizer] = source
-            self._write(WitnessRecord(0, {"parameters": _digest(parameters)}, source))
+            self._note_start(optimizer)
+        names = self._models[optimizer].names
+        parameters = dict(optimizer_parameters(optimizer, names))
+        seen, self._seen = self._seen, _Seen()
         digests = {
             **random_states(),
-            "gradients": _digest(
-                {name: p.grad for name, p in parameters.items() if p.grad is not None}
-            ),
             "hyperparameters": bytes_digest(hyperparameters(optimizer).encode()),
         }
-        if self._batches:
-            digests["batch"] = chained_digest(self._batches)
-        if self._losses:
-            digests["loss"] = chained_digest(self._losses)
-        self._batches, self._losses = [], []
-        self._open_steps.append(digests)
+        now = held_digest(gradients(parameters))
+        if seen.unclipped:
+            digests |= {"gradients": chained_digest(seen.unclipped), "clipped_gradients": now}
+        else:
+            digests["gradients"] = now
+        if seen.batches:
+            digests["batch"] = chained_digest(seen.batches)
+        if seen.losses:
+            digests["loss"] = chained_digest(seen.losses)
+        facts: dict[str, Any] = {"hyperparameters": hyperparameters(optimizer)}
+        if seen.rows:
+            facts["rows"] = seen.rows
+        if self._per_tensor:
+            facts["tensors"] = {"gradients": _each(gradients(parameters))}
+        self._open_steps.append((digests, facts))
+
+    def _note_start(self, optimizer: torch.optim.Optimizer) -> None:
+        source = f"{type(optimizer).__name__} {len(self._sources) + 1}"
+        self._sources[optimizer] = source
+        own = [parameter for _, parameter in optimizer_parameters(optimizer, {})]
+        model = self._models[optimizer] = find_model(own)
+        parameters = dict(optimizer_parameters(optimizer, model.names))
+        digests = {"parameters": held_digest(parameters)}
+        if model.frozen:
+            digests["model"] = held_digest(model.frozen)
+        facts = {**self._seeds.facts(own), "trained": len(own), "settings": settings()}
+        if self._per_tensor:
+            facts["tensors"] = {"model": _each(model.frozen), "parameters": _each(parameters)}
+        self._write(WitnessRecord(0, digests, source, facts))
+        if self._request is not None and self._request.step == 0:
+            self._end_trace()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - the signature is given
         if not self._open_steps:
             return  # watching began in the middle of this step
-        digests = self._open_steps.pop()
-        digests["optimizer"] = _digest(dict(state_tensors(optimizer)))
-        digests["parameters"] = _digest(dict(optimizer_parameters(optimizer)))
+        if self._request is not None and self._steps + 1 == self._request.step:
+            self._end_trace()
+        with _untraced():
+            digests, facts = self._open_steps.pop()
+            names = self._models[optimizer].names
+            parameters = dict(optimizer_parameters(optimizer, names))
+            state = dict(state_tensors(optimizer, names))
+            digests["optimizer"] = held_digest(state)
+            digests["parameters"] = held_digest(parameters)
+            if self._per_tensor:
+                facts["tensors"] |= {"optimizer": _each(state), "parameters": _each(parameters)}
         self._steps += 1
-        self._write(WitnessRecord(self._steps, digests, self._sources[optimizer]))
+        self._write(WitnessRecord(self._steps, digests, self._sources[optimizer], facts))
+        if self._request is not None and self._steps + 1 == self._request.step:
+            self._begin_trace()
+
+    def _begin_trace(self) -> None:
+        if self._request is not None and self._trace is None:
+            self._trace = open_trace(self._folder, _stem(), self._request)
+            self._trace.begin()
+
+    def _end_trace(self) -> None:
+        if self._trace is not None:
+            self._trace.finish()
+            self._trace = None
 
     def _write(self, record: WitnessRecord) -> None:
         if self._stream is None:
@@ -128,11 +237,29 @@ class Observer:
         self._stream.flush()
 
 
+def gradients(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the gradients that parameters have."""
+    return {name: p.grad for name, p in parameters.items() if p.grad is not None}
+
+
+def _each(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    return {name: held_digest({"": tensor}) for name, tensor in tensors.items()}
+
+
+def _untraced() -> Any:
+    """Return a context in which no dispatch mode sees what is called."""
+    return torch.utils._python_dispatch._disable_current_modes()
+
+
+def _stem() -> str:
+    rank = os.environ.get("RANK")
+    return "main" if rank is None else f"rank-{rank}"
+
+
 def _new_file(folder: Path) -> TextIO:
     """Open a file that no other process of the run writes."""
     folder.mkdir(parents=True, exist_ok=True)
-    rank = os.environ.get("RANK")
-    stem = "main" if rank is None else f"rank-{rank}"
+    stem = _stem()
     number = 1
     while True:
         name = f"{stem}.jsonl" if number == 1 else f"{stem}.{number}.jsonl"
@@ -140,105 +267,3 @@ def _new_file(folder: Path) -> TextIO:
             return (folder / name).open("x", encoding="utf-8")
         except FileExistsError:
             number += 1
-
-
-def enumerate_names(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield tensors with their numbers for names."""
-    return ((str(number), tensor) for number, tensor in enumerate(tensors))
-
-
-def optimizer_parameters(
-    optimizer: torch.optim.Optimizer,
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield an optimizer's parameters by group and place, as it knows no names."""
-    for group_number, group in enumerate(optimizer.param_groups):
-        for number, parameter in enumerate(group["params"]):
-            yield f"{group_number}.{number}", parameter
-
-
-def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield an optimizer's state, plain numbers included, by parameter and slot."""
-    for name, parameter in optimizer_parameters(optimizer):
-        state = optimizer.state.get(parameter, {})
-        for slot in sorted(state, key=str):
-            value = state[slot]
-            if isinstance(value, torch.Tensor):
-                yield f"{name}.{slot}", value
-            elif isinstance(value, int | float):
-                yield f"{name}.{slot}", torch.tensor(value, dtype=torch.float64)
-
-
-def hyperparameters(optimizer: torch.optim.Optimizer) -> str:
-    """Return what the groups say besides their parameters, in a fixed spelling."""
-    return repr(
-        [
-            sorted((name, _plain(value)) for name, value in group.items() if name != "params")
-            for group in optimizer.param_groups
-        ]
-    )
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return _digest({"": value})
-    # The spelling of an object may hold its address.
-    return repr(value) if isinstance(value, _PLAIN) else type(value).__name__
-
-
-_PLAIN = (bool, int, float, str, bytes, tuple, list, type(None))
-
-
-def random_states() -> dict[str, str]:
-    """Return the digests of torch's generators, on all devices, of Python's and of NumPy's.
-
-    They are apart, since the last two start from noise where a script does not seed them, which is
-    no fault where it does not use them.
-    """
-    states = [torch.get_rng_state().numpy().tobytes()]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states += [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
-    digests = {
-        "rng": bytes_digest(b"".join(states)),
-        "rng_python": bytes_digest(repr(random.getstate()).encode()),
-    }
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is not None:
-        name, keys, *rest = numpy.random.get_state()
-        digests["rng_numpy"] = bytes_digest(f"{name}{rest}".encode() + keys.tobytes())
-    return digests
-
-
-def value_digest(value: Any) -> str:
-    """Return the digest of a batch: tensors, arrays, numbers and text in any nesting."""
-    if isinstance(value, torch.Tensor):
-        return _digest({"": value})
-    if isinstance(value, Mapping) or hasattr(value, "keys"):
-        return chained_digest(
-            part for key in sorted(value.keys(), key=str)
-            for part in (str(key), value_digest(value[key]))
-        )  # fmt: skip
-    if isinstance(value, list | tuple):
-        return chained_digest(map(value_digest, value))
-    if hasattr(value, "__dict__") and not callable(value):
-        return value_digest(vars(value))
-    if hasattr(value, "tobytes") and hasattr(value, "dtype"):
-        return bytes_digest(f"{value.dtype}{value.shape}".encode() + value.tobytes())
-    return bytes_digest(_plain(value).encode())
-
-
-def _digest(tensors: Mapping[Any, torch.Tensor]) -> str:
-    """Return the digest of what this process holds of some tensors."""
-    with torch.no_grad():
-        parts = {str(name): part for name, t in tensors.items() for part in [_dense(t)]}
-        return tensors_digest(parts)
-
-
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    local: Any = tensor.detach()
-    if hasattr(local, "to_local"):  # a tensor that is divided over processes
-        local = local.to_local()
-    if local.layout is not torch.strided:
-        local = local.coalesce() if local.layout is torch.sparse_coo else local
-        local = local.to_dense()
-    held: torch.Tensor = local
-    return held

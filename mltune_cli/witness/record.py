@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 # In the order in which a step computes them: the first stage that differs is where runs parted.
 STAGES = (
@@ -29,17 +30,21 @@ class WitnessRecord:
         step: optimizer step, counted from 1; 0 for the initial state.
         digests: stage name to 16 hexadecimal digits. `loss` holds the bits of the float itself.
         source: the optimizer, where a script may have several; empty in mltune's own runs.
+        facts: what explains a difference and is none itself: the digests of rows, seeds that were
+            set, digests of single tensors.
     """
 
     step: int
     digests: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
         stages = {stage: self.digests[stage] for stage in STAGES if stage in self.digests}
         source = {"source": self.source} if self.source else {}
-        return json.dumps({"step": self.step, **source, **stages}, separators=(",", ":"))
+        facts = {"facts": dict(self.facts)} if self.facts else {}
+        return json.dumps({"step": self.step, **source, **stages, **facts}, separators=(",", ":"))
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object]) -> "WitnessRecord":
@@ -54,14 +59,17 @@ class WitnessRecord:
         source = fields.get("source", "")
         if not isinstance(source, str):
             raise ValueError(f"source is {source!r}")  # noqa: TRY004 - the same for every field
+        facts = fields.get("facts", {})
+        if not isinstance(facts, dict):
+            raise ValueError(f"facts is {facts!r}")  # noqa: TRY004 - the same for every field
         digests = {}
         for name, value in fields.items():
-            if name in ("step", "source"):
+            if name in ("step", "source", "facts"):
                 continue
             if name not in STAGES or not isinstance(value, str):
                 raise ValueError(f"{name} is {value!r}")
             digests[name] = value
-        return cls(step, digests, source)
+        return cls(step, digests, source, facts)
 
 
 def bytes_digest(data: bytes) -> str:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from mltune_cli.bundled import bundled_model
 from mltune_cli.witness.api import witness
 from mltune_cli.witness.hf import WitnessCallback
-from mltune_cli.witness.observer import hyperparameters, value_digest
+from mltune_cli.witness.stages import hyperparameters, value_digest
 
 
 def train(steps: int = 3, **changes: Any) -> torch.nn.Module:

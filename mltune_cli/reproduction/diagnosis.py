@@ -1,0 +1,322 @@
+"""From a difference to its cause: what was seen, and what repeated runs show.
+
+A cause is named where something convicts it: an operation that gave two results, settings that
+were not the same, or an experiment, in which two runs that part are run again with one condition
+held fixed in both, and agree. Otherwise the answer is `unknown`, with what was seen.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from mltune_cli.errors import NoVerdictError
+from mltune_cli.reproduction.causes import CAUSES
+from mltune_cli.reproduction.observations import (
+    differing_hyperparameters,
+    differing_settings,
+    rows_are_the_same,
+    seeds,
+)
+from mltune_cli.reproduction.report import Diagnosis, FirstDifference, Localisation
+from mltune_cli.witness.record import WitnessRecord
+
+# A day on which nothing happens.
+_INSTANT = "2026-01-02T03:04:05"
+# Condition that is held fixed in both runs, to the cause that it convicts, and how to say so.
+_EXPERIMENTS = (
+    ("hash-seed=0", "hash-seed", "one hash seed (PYTHONHASHSEED=0)"),
+    ("seeds=0", "unseeded-random-numbers", "all generators seeded at the start"),
+    (f"clock=frozen@{_INSTANT}", "clock", "one clock"),
+)
+_KERNEL_EXPERIMENTS = (
+    ("threads=1", "thread-count", "a single thread"),
+    ("deterministic", "nondeterministic-operation", "torch.use_deterministic_algorithms(True)"),
+)
+_DRAWING = ("rand", "normal", "uniform", "bernoulli", "dropout", "multinomial", "exponential",
+            "poisson", "geometric", "cauchy")  # fmt: skip
+_VARIATION_CAUSES = {
+    "processes": "number-of-processes",
+    "evaluation": "evaluation-cadence",
+    "kill-and-resume": "resume",
+    "threads": "thread-count",
+}
+
+# Runs a pair under conditions that both have; returns where they part, up to a step.
+TryPair = Callable[[Sequence[str], int], FirstDifference | None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is known about a difference.
+
+    Attributes:
+        difference: the first one.
+        localisation: the operation, where it was found.
+        has_parted_again: the two runs were run again, and parted again.
+        records: of the process in question, in the two runs.
+        variation: conditions that the second run had and the first had not.
+        left_files: what the first run left where the second may have read it.
+    """
+
+    difference: FirstDifference
+    localisation: Localisation | None
+    has_parted_again: bool
+    records: tuple[Sequence[WitnessRecord], Sequence[WitnessRecord]]
+    variation: Sequence[str] = ()
+    left_files: Sequence[str] = ()
+
+
+@dataclass
+class _Inquiry:
+    """A case and the evidence gathered so far."""
+
+    case: Case
+    try_pair: TryPair
+    evidence: list[str] = field(default_factory=list)
+
+    def conclude(self, cause: str, *evidence: str) -> Diagnosis:
+        row = CAUSES[cause]
+        return Diagnosis(
+            cause=cause, title=row.title, evidence=[*self.evidence, *evidence], remedy=row.remedy
+        )
+
+    def agree(self, *conditions: str) -> bool:
+        """Tell whether two runs under the same conditions agree up to the differing step."""
+        return self.try_pair(conditions, self.case.difference.step) is None
+
+
+def diagnose(case: Case, try_pair: TryPair) -> Diagnosis:
+    """Name the cause of a difference, or `unknown`.
+
+    Args:
+        case: what is known.
+        try_pair: runs an experiment.
+    """
+    inquiry = _Inquiry(case, try_pair)
+    rules = (
+        _variation, _settings, _memory, _operation_itself, _what_was_left, _conditions, _seeds,
+        _hyperparameters, _random_numbers, _kernels, _data, _control_flow,
+    )  # fmt: skip
+    try:
+        for rule in rules:
+            found = rule(inquiry)
+            if found is not None:
+                return found
+    except NoVerdictError as error:
+        inquiry.evidence.append(f"an experiment failed: {error.message.splitlines()[0]}")
+    return inquiry.conclude("unknown")
+
+
+def _variation(inquiry: _Inquiry) -> Diagnosis | None:
+    """Blame what was varied, if without it the runs agree."""
+    varied = list(inquiry.case.variation)
+    if not varied:
+        return None
+    step = inquiry.case.difference.step
+    if not inquiry.agree():
+        inquiry.evidence.append("two runs without the variation part as well")
+        return None
+    inquiry.evidence.append(f"two runs without the variation are equal up to step {step}")
+    names = sorted({_variation_cause(one) for one in varied})
+    if len(names) > 1:
+        inquiry.evidence.append(f"with {', '.join(varied)} they part; vary one at a time")
+        return inquiry.conclude("unknown")
+    return inquiry.conclude(names[0], f"with {', '.join(varied)} in the second run they part")
+
+
+def _variation_cause(condition: str) -> str:
+    name = condition.partition("=")[0]
+    if name.startswith("env."):
+        return "environment-variable"
+    if name in _VARIATION_CAUSES:
+        return _VARIATION_CAUSES[name]
+    if name in CAUSES:
+        return name
+    return "recipe-key" if "." in name else "environment"
+
+
+def _settings(inquiry: _Inquiry) -> Diagnosis | None:
+    """Compare what both runs said about torch and the machine at their start."""
+    for name, mine, theirs in differing_settings(inquiry.case.records):
+        cause = {
+            "threads": "thread-count",
+            "capability": "instruction-set",
+            "matmul precision": "precision-setting",
+            "tf32": "precision-setting",
+            "default dtype": "precision-setting",
+        }.get(name, "environment")
+        return inquiry.conclude(cause, f"{name} was {mine} in one run and {theirs} in the other")
+    return None
+
+
+def _memory(inquiry: _Inquiry) -> Diagnosis | None:
+    where = inquiry.case.localisation
+    if where is None:
+        return None
+    if where.reads_uninitialised and where.differs == "output":
+        return inquiry.conclude(
+            "uninitialised-memory", f"{_call(where)} reads memory that nothing has written"
+        )
+    if where.was_written_outside and where.differs == "input":
+        return inquiry.conclude(
+            "untraced-write",
+            f"{_call(where)} reads what {where.made_by} gave, which was equal in both runs and "
+            "is not any more",
+        )
+    return None
+
+
+def _operation_itself(inquiry: _Inquiry) -> Diagnosis | None:
+    where = inquiry.case.localisation
+    if where is None or where.differs != "output":
+        return None
+    if where.made_by is None and where.operation.startswith(("aten.lift_fresh", "aten.empty")):
+        return None
+    evidence = f"{_call(where)} has equal inputs in both runs, and other results"
+    if where.is_convicted:
+        evidence = f"{_call(where)}, executed again on the same inputs, gives another result"
+    return inquiry.conclude("nondeterministic-operation", evidence)
+
+
+def _what_was_left(inquiry: _Inquiry) -> Diagnosis | None:
+    """See whether later runs agree: then the first one left something behind."""
+    if inquiry.case.has_parted_again or inquiry.case.variation:
+        return None
+    if not inquiry.agree():
+        return None
+    left = ", ".join(inquiry.case.left_files[:5])
+    inquiry.evidence.append("two runs that came after these two agree with each other")
+    if left:
+        return inquiry.conclude("cold-cache", f"the first run left files behind: {left}")
+    return None
+
+
+def _conditions(inquiry: _Inquiry) -> Diagnosis | None:
+    """Hold one condition fixed in both runs after the other, and see whether they agree."""
+    if inquiry.case.variation or not _is_worth_experiments(inquiry.case):
+        return None
+    for condition, cause, said in _EXPERIMENTS:
+        if inquiry.agree(condition):
+            is_start = inquiry.case.difference.step == 0
+            if cause == "unseeded-random-numbers" and is_start:
+                cause = "unseeded-initialisation"
+            _add_call(inquiry)
+            return inquiry.conclude(cause, f"with {said} in both runs, they agree")
+        inquiry.evidence.append(f"with {said} in both runs, they part as before")
+    return None
+
+
+def _is_worth_experiments(case: Case) -> bool:
+    return case.has_parted_again
+
+
+def _seeds(inquiry: _Inquiry) -> Diagnosis | None:
+    mine, theirs = (seeds(records) for records in inquiry.case.records)
+    if mine == theirs or inquiry.case.variation:
+        return None
+    return inquiry.conclude(
+        "unseeded-random-numbers",
+        f"torch.manual_seed was given {_listed(mine)} in one run and {_listed(theirs)} in the "
+        "other",
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers)) or "nothing"
+
+
+def _hyperparameters(inquiry: _Inquiry) -> Diagnosis | None:
+    case = inquiry.case
+    if case.difference.stage != "hyperparameters":
+        return None
+    found = differing_hyperparameters(case.records, case.difference.step)
+    said = [
+        f"{name} was {mine} in one run and {theirs} in the other" for name, mine, theirs in found
+    ]
+    return inquiry.conclude("hyperparameters", *said)
+
+
+def _random_numbers(inquiry: _Inquiry) -> Diagnosis | None:
+    """Name the call that draws in one run and not in the other."""
+    case, where = inquiry.case, inquiry.case.localisation
+    is_drawing = (
+        where is not None
+        and where.differs == "operation"
+        and where.values is not None
+        and any(word in value for value in where.values for word in _DRAWING)
+    )
+    if is_drawing and where is not None and where.values is not None:
+        return inquiry.conclude(
+            "random-numbers-consumed",
+            f"one run calls {where.values[0]}, where the other calls {where.values[1]}",
+        )
+    if case.difference.stage in ("rng", "rng_python", "rng_numpy"):
+        _add_call(inquiry)
+        return inquiry.conclude("random-numbers-consumed", case.difference.meaning)
+    return None
+
+
+def _kernels(inquiry: _Inquiry) -> Diagnosis | None:
+    case = inquiry.case
+    stages = ("loss", "gradients", "clipped_gradients", "optimizer", "parameters")
+    if case.difference.stage not in stages or case.localisation is not None or case.variation:
+        return None
+    if not case.has_parted_again:
+        return None
+    for condition, cause, said in _KERNEL_EXPERIMENTS:
+        if inquiry.agree(condition):
+            return inquiry.conclude(cause, f"with {said} in both runs, they agree")
+        inquiry.evidence.append(f"with {said} in both runs, they part as before")
+    return None
+
+
+def _data(inquiry: _Inquiry) -> Diagnosis | None:
+    case = inquiry.case
+    if case.difference.stage != "batch":
+        return None
+    same = rows_are_the_same(case.records, case.difference.step)
+    if same is None:
+        return None
+    if same:
+        return inquiry.conclude("data-order", "the same rows came, in another order")
+    return inquiry.conclude("data-content", "a run saw rows that the other one did not see")
+
+
+def _control_flow(inquiry: _Inquiry) -> Diagnosis | None:
+    where = inquiry.case.localisation
+    if where is None:
+        return None
+    if where.differs == "operation" and where.values is not None:
+        return inquiry.conclude(
+            "control-flow",
+            f"one run calls {where.values[0]}, where the other calls {where.values[1]}",
+        )
+    if where.differs == "argument" and where.values is not None:
+        return inquiry.conclude(
+            "control-flow",
+            f"{_call(where)} was given {where.values[0]} in one run and {where.values[1]} in the "
+            "other",
+        )
+    _add_call(inquiry)
+    if where.differs == "input" and where.made_by is None:
+        return inquiry.conclude(
+            "data-content",
+            f"an input of {_call(where)} comes from outside torch, and is not the same",
+        )
+    return None
+
+
+def _add_call(inquiry: _Inquiry) -> None:
+    where = inquiry.case.localisation
+    if where is not None:
+        inquiry.evidence.append(f"they part at {_call(where)}: {where.differs}")
+
+
+def _call(where: Localisation) -> str:
+    """Say which call, and where it stands."""
+    parts = [where.operation]
+    if where.module:
+        parts.append(f"in {where.module}")
+    place = where.frame or where.library_frame
+    if place:
+        parts.append(f"at {place}")
+    return " ".join(parts)

@@ -1,0 +1,112 @@
+"""Finds the operation at which two runs part, by running their first differing step again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mltune_cli.errors import NoVerdictError
+from mltune_cli.reproduction.report import FirstDifference, Localisation
+from mltune_cli.reproduction.trace_comparison import (
+    TraceFiles,
+    compare_traces,
+    convicted,
+)
+from mltune_cli.witness.trace_record import TraceRequest
+
+# Where the race moves, the step at which runs part moves as well.
+_ATTEMPTS = 3
+_EXECUTIONS = 4
+
+
+@dataclass(frozen=True)
+class TracedPair:
+    """Two runs under the trace.
+
+    Attributes:
+        traces: of the process in question.
+        earlier: where the two runs parted before the traced step; None where they did not.
+    """
+
+    traces: tuple[TraceFiles, TraceFiles]
+    earlier: FirstDifference | None
+
+
+# Runs the two compared runs again, each under its own conditions, up to the end of the traced step.
+RunPair = Callable[[TraceRequest, str], TracedPair]
+# Runs one of them.
+RunOne = Callable[[TraceRequest, str], TraceFiles]
+
+
+@dataclass
+class Localising:
+    """What looking for the operation came to.
+
+    Attributes:
+        found: None where nothing was found.
+        notes: why it was not found, or what else was seen.
+        has_parted_again: whether the runs under the trace parted.
+    """
+
+    found: Localisation | None = None
+    notes: list[str] = field(default_factory=list)
+    has_parted_again: bool = False
+
+
+def localise(difference: FirstDifference, run_pair: RunPair, run_one: RunOne) -> Localising:
+    """Find the operation at which two runs part.
+
+    Args:
+        difference: the first one, from the digests of the steps.
+        run_pair: runs both again under the trace.
+        run_one: runs the first one again under the trace.
+    """
+    process = difference.process or "main"
+    result = Localising()
+    step = difference.step
+    try:
+        for _ in range(_ATTEMPTS):
+            pair = run_pair(TraceRequest(step), process)
+            if pair.earlier is None or pair.earlier.step >= step:
+                result.found = _of_pair(pair, step, process, run_pair, run_one)
+                break
+            result.has_parted_again = True
+            result.notes.append(
+                f"run again, they parted at step {pair.earlier.step} already: what parts them "
+                "moves from run to run"
+            )
+            step = pair.earlier.step
+        if result.found is not None:
+            result.has_parted_again = True
+        elif step > 0:
+            _convict(result, step, process, run_one)
+    except NoVerdictError as error:
+        result.notes.append(f"the step could not be traced: {error.message}")
+    return result
+
+
+def _of_pair(
+    pair: TracedPair, step: int, process: str, run_pair: RunPair, run_one: RunOne
+) -> Localisation | None:
+    found = compare_traces(*pair.traces, step)
+    if found is None:
+        return None
+    if any(tensor.differing is None for tensor in found.tensors) and not found.reads_uninitialised:
+        # More was moved before it than is kept: once more, keeping from there on.
+        again = run_pair(TraceRequest(step, keep_from=found.record), process)
+        found = compare_traces(*again.traces, step) or found
+    if found.differs == "output" and not found.reads_uninitialised:
+        request = TraceRequest(step, executions=_EXECUTIONS, keep_from=found.record)
+        guilty = convicted(run_one(request, process), step)
+        if guilty is not None and guilty.operation == found.operation:
+            found = found.model_copy(update={"is_convicted": True})
+    return found
+
+
+def _convict(result: Localising, step: int, process: str, run_one: RunOne) -> None:
+    """Look for an operation that gives two results in one run: the race may have moved."""
+    request = TraceRequest(step, executions=_EXECUTIONS)
+    result.found = convicted(run_one(request, process), step)
+    if result.found is None and not result.has_parted_again:
+        result.notes.append(
+            f"run again under the trace, the runs did not part up to step {step}, and no "
+            "operation of it gave two results"
+        )

@@ -1,0 +1,86 @@
+"""What the records of two runs say besides their digests."""
+
+import ast
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from mltune_cli.witness.record import WitnessRecord
+
+Pair = tuple[Sequence[WitnessRecord], Sequence[WitnessRecord]]
+
+
+def differing_settings(records: Pair) -> Iterator[tuple[str, str, str]]:
+    """Yield what both runs said about torch and the machine at their start, where it differs.
+
+    Each with its name and what it was in the two runs.
+    """
+    mine, theirs = (_start_fact(run, "settings", {}) for run in records)
+    if not isinstance(mine, dict) or not isinstance(theirs, dict):
+        return
+    for name in mine:
+        if mine[name] != theirs.get(name):
+            yield name, str(mine[name]), str(theirs.get(name))
+
+
+def seeds(records: Sequence[WitnessRecord]) -> list[int]:
+    """Return what `torch.manual_seed` was given before the first step, in order."""
+    found = _start_fact(records, "seeds", [])
+    return list(found) if isinstance(found, list) else []
+
+
+def drawn_before_seed(records: Sequence[WitnessRecord]) -> int:
+    """Return how many trained tensors were drawn before a seed that came too late for them."""
+    return sum(
+        int(record.facts.get("drawn_before_seed", 0))
+        for record in records
+        if record.step == 0 and record.facts.get("seeds")
+    )
+
+
+def trained_tensors(records: Sequence[WitnessRecord]) -> int:
+    """Return how many tensors the optimizers of a run train."""
+    return sum(int(record.facts.get("trained", 0)) for record in records if record.step == 0)
+
+
+def rows_are_the_same(records: Pair, step: int) -> bool | None:
+    """Tell whether, at a step, the second run saw rows that the first run has seen at all.
+
+    None where the rows of a batch could not be told apart.
+    """
+    at_step = [row for record in records[1] if record.step == step for row in _rows(record)]
+    ever = Counter(row for record in records[0] for row in _rows(record))
+    if not at_step or not ever:
+        return None
+    return all(row in ever for row in at_step)
+
+
+def _rows(record: WitnessRecord) -> list[str]:
+    rows = record.facts.get("rows", [])
+    return list(rows) if isinstance(rows, list) else []
+
+
+def differing_hyperparameters(records: Pair, step: int) -> list[tuple[str, str, str]]:
+    """Return the settings of the optimizer that differ at a step, each with its two values."""
+    groups = [
+        next((_groups(record) for record in run if record.step == step and _groups(record)), [])
+        for run in records
+    ]
+    found = []
+    for mine, theirs in zip(*groups, strict=False):
+        found += [
+            (name, value, theirs.get(name, "nothing"))
+            for name, value in mine.items()
+            if value != theirs.get(name)
+        ]
+    return found
+
+
+def _groups(record: WitnessRecord) -> list[dict[str, str]]:
+    try:
+        return [dict(group) for group in ast.literal_eval(record.facts["hyperparameters"])]
+    except (KeyError, ValueError, SyntaxError, TypeError):
+        return []
+
+
+def _start_fact(records: Sequence[WitnessRecord], name: str, missing: object) -> object:
+    return next((r.facts[name] for r in records if r.step == 0 and name in r.facts), missing)

@@ -1,0 +1,228 @@
+"""Two traces of one step, compared call by call up to the first that parts."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mltune_cli.errors import NoVerdictError
+from mltune_cli.reproduction.report import Differing, Localisation, TensorDifference
+from mltune_cli.reproduction.tensor_files import raw_tensor, tensor_distance
+from mltune_cli.witness.trace_record import END, UNINITIALISED, TracedTensor, TraceRecord
+
+_NOTHING = TraceRecord("(the step has ended)", "elsewhere", "")
+
+
+@dataclass(frozen=True)
+class TraceFiles:
+    """What the trace of one process left in a run's witness folder.
+
+    Attributes:
+        folder: of the witness.
+        process: `main`, or `rank-3`.
+    """
+
+    folder: Path
+    process: str
+
+    @property
+    def values(self) -> Path:
+        """The folder of the kept tensors."""
+        return self.folder / "trace" / "values"
+
+    def is_whole(self) -> bool:
+        """Tell whether the trace came to its end."""
+        path = self.folder / "trace" / f"{self.process}.jsonl"
+        if not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - 64))
+            last = stream.read().splitlines()[-1:]
+        return bool(last) and last[0].startswith(f'{{"{END}"'.encode())
+
+    def records(self) -> Iterator[TraceRecord]:
+        """Yield the trace's records.
+
+        Raises:
+            NoVerdictError: there is no trace, or a line of it is no record.
+        """
+        path = self.folder / "trace" / f"{self.process}.jsonl"
+        try:
+            with path.open("rb") as stream:
+                for line in stream:
+                    fields = json.loads(line)
+                    if END in fields:
+                        return
+                    yield TraceRecord.from_fields(fields)
+        except (OSError, ValueError, TypeError) as error:
+            raise NoVerdictError(f"{path}: cannot be read as a trace: {error}") from None
+
+
+def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisation | None:
+    """Return the first call at which two traces part; None where they are equal.
+
+    Raises:
+        NoVerdictError: a trace is missing or damaged.
+    """
+    operations: list[str] = []
+    pairs = itertools.zip_longest(first.records(), second.records(), fillvalue=_NOTHING)
+    for number, (mine, theirs) in enumerate(pairs):
+        differing = _differing(mine, theirs)
+        if differing is not None:
+            return _localisation(
+                number, (mine, theirs), differing, operations, (first, second), step
+            )
+        operations.append(mine.operation)
+    return None
+
+
+def convicted(trace: TraceFiles, step: int) -> Localisation | None:
+    """Return the first call that gave two results from the same inputs; None where none did.
+
+    Args:
+        trace: one whose operations were executed several times.
+        step: that was traced.
+    """
+    for number, record in enumerate(trace.records()):
+        if record.unequal:
+            return Localisation(
+                **_place(record, number, trace.process, step),
+                differs="output",
+                tensors=[
+                    _tensor_difference(
+                        f"output {place}", record.outputs[place],
+                        (record.outputs[place].digest, digest), (trace, trace),
+                    )
+                    for place, digest in record.unequal
+                ],
+                is_convicted=True,
+            )  # fmt: skip
+    return None
+
+
+def _differing(mine: TraceRecord, theirs: TraceRecord) -> Differing | None:
+    """Return what parts first, in the order in which a call comes to be."""
+    if mine.operation != theirs.operation:
+        return "operation"
+    if mine.scalars != theirs.scalars or _kinds(mine.inputs) != _kinds(theirs.inputs):
+        return "argument"
+    if _digests(mine.inputs) != _digests(theirs.inputs):
+        return "input"
+    if mine.random_state != theirs.random_state:
+        return "random state"
+    if _digests(mine.outputs) != _digests(theirs.outputs):
+        return "output"
+    return None
+
+
+def _digests(tensors: tuple[TracedTensor, ...]) -> list[str]:
+    return [tensor.digest for tensor in tensors]
+
+
+def _kinds(tensors: tuple[TracedTensor, ...]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(tensor.dtype, tensor.shape) for tensor in tensors]
+
+
+def _place(record: TraceRecord, number: int, process: str, step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "process": process,
+        "record": number,
+        "operation": record.operation,
+        "phase": record.phase,
+        "module": record.module,
+        "node": record.node,
+        "frame": record.frame,
+        "library_frame": record.library_frame,
+    }
+
+
+def _localisation(
+    number: int,
+    pair: tuple[TraceRecord, TraceRecord],
+    differing: Differing,
+    operations: list[str],
+    traces: tuple[TraceFiles, TraceFiles],
+    step: int,
+) -> Localisation:
+    mine, theirs = pair
+    values: tuple[str, str] | None = None
+    tensors: list[TensorDifference] = []
+    made_by, outside = None, False
+    if differing == "operation":
+        values = (_spelled(mine), _spelled(theirs))
+    elif differing == "argument":
+        values = (_arguments(mine), _arguments(theirs))
+    elif differing == "random state":
+        values = (mine.random_state or "", theirs.random_state or "")
+    else:
+        lists = (mine.inputs, theirs.inputs)
+        if differing == "output":
+            lists = (mine.outputs, theirs.outputs)
+        apart = [
+            (place, one, other)
+            for place, (one, other) in enumerate(zip(*lists, strict=False))
+            if one.digest != other.digest
+        ]
+        tensors = [
+            _tensor_difference(f"{differing} {place}", one, (one.digest, other.digest), traces)
+            for place, one, other in apart
+        ]
+        makers = [one.made_by for _, one, _ in apart if one.made_by is not None]
+        if makers and differing == "input":
+            # All calls before this one were equal, so what its maker gave was the same.
+            made_by = operations[makers[0]]
+            outside = not made_by.startswith(("c10d", "_c10d"))
+    # A call that one run alone makes is shown by the run that makes it.
+    shown = theirs if mine is _NOTHING else mine
+    return Localisation(
+        **_place(shown, number, traces[0].process, step),
+        differs=differing,
+        values=values,
+        tensors=tensors,
+        reads_uninitialised=any(one.digest == UNINITIALISED for one in mine.inputs),
+        was_written_outside=outside,
+        made_by=made_by,
+    )
+
+
+def _spelled(record: TraceRecord) -> str:
+    where = f" at {record.frame or record.library_frame}" if record is not _NOTHING else ""
+    return f"{record.operation}{where}"
+
+
+def _arguments(record: TraceRecord) -> str:
+    kinds = ", ".join(f"{dtype}{list(shape)}" for dtype, shape in _kinds(record.inputs))
+    return f"{record.scalars} of {kinds}" if kinds else record.scalars
+
+
+def _tensor_difference(
+    name: str,
+    tensor: TracedTensor,
+    digests: tuple[str, str],
+    traces: tuple[TraceFiles, TraceFiles],
+) -> TensorDifference:
+    elements = 1
+    for size in tensor.shape:
+        elements *= size
+    found = TensorDifference(
+        name=name, dtype=tensor.dtype, shape=list(tensor.shape), elements=elements
+    )
+    paths = [trace.values / digest for trace, digest in zip(traces, digests, strict=True)]
+    if UNINITIALISED in digests or not all(path.is_file() for path in paths):
+        return found
+    mine, theirs = (
+        raw_tensor(path.read_bytes(), tensor.dtype, list(tensor.shape)) for path in paths
+    )
+    apart = tensor_distance(mine, theirs) if mine is not None and theirs is not None else None
+    if apart is None:
+        return found
+    return found.model_copy(
+        update={
+            "differing": apart.differing,
+            "largest_ulps": apart.largest_ulp,
+            "largest_difference": apart.largest_absolute,
+        }
+    )

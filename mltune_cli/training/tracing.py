@@ -1,0 +1,34 @@
+"""One step of our own training under the operation trace."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mltune_cli.launching.job import TraceOrder
+from mltune_cli.witness.trace import open_trace
+from mltune_cli.witness.trace_record import TraceRequest
+
+
+@contextlib.contextmanager
+def traced(order: TraceOrder | None, step: int) -> Iterator[None]:
+    """Trace a block if it is the step that the order names.
+
+    Args:
+        order: which step is traced; None for none.
+        step: that the block takes; 0 for all that comes before the first.
+
+    Raises:
+        OSError: the trace cannot be written.
+    """
+    if order is None or order.step != step:
+        yield
+        return
+    request = TraceRequest(order.step, order.executions, order.keep_from, order.keep_bytes)
+    rank = os.environ.get("RANK")
+    trace = open_trace(Path(order.folder), "main" if rank is None else f"rank-{rank}", request)
+    trace.begin()
+    try:
+        yield
+    finally:
+        trace.finish()

@@ -1,0 +1,102 @@
+"""Which operation wrote a piece of memory last, and what of it nothing has written yet."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+# Above this a partial write counts as a whole one: the map would be as large as the memory.
+_LARGEST_MAP = 1 << 28
+
+
+@dataclass
+class _Piece:
+    """One storage.
+
+    Attributes:
+        alive: keeps the storage's number from being given to another one.
+        made_by: place of the operation that wrote it last.
+        is_raw: allocated, and not written whole.
+        written: one flag for each byte of raw memory that is written in part.
+    """
+
+    alive: StorageWeakRef
+    made_by: int | None = None
+    is_raw: bool = False
+    written: torch.Tensor | None = None
+
+
+@dataclass
+class Memory:
+    """The storages that operations were seen to write."""
+
+    _pieces: dict[int, _Piece] = field(default_factory=dict)
+
+    def allocated(self, tensor: torch.Tensor, record: int) -> None:
+        """Note memory that an operation has only reserved."""
+        piece = self._piece(tensor)
+        if piece is not None:
+            piece.made_by, piece.is_raw, piece.written = record, _byte_count(tensor) > 0, None
+
+    def wrote(self, tensor: torch.Tensor, record: int) -> None:
+        """Note that an operation has written a tensor, which may be a part of its storage."""
+        piece = self._piece(tensor)
+        if piece is None:
+            return
+        piece.made_by = record
+        if not piece.is_raw:
+            return
+        total = _byte_count(tensor)
+        is_whole = tensor.numel() * tensor.element_size() >= total and tensor.is_contiguous()
+        if is_whole or total > _LARGEST_MAP:
+            piece.is_raw, piece.written = False, None
+            return
+        if piece.written is None:
+            piece.written = torch.zeros(total, dtype=torch.bool)
+        _bytes_of(tensor, piece.written).fill_(True)
+
+    def made_by(self, tensor: torch.Tensor) -> int | None:
+        """Return the place of the operation that wrote a tensor's storage last."""
+        piece = self._known(tensor)
+        return piece.made_by if piece is not None else None
+
+    def is_uninitialised(self, tensor: torch.Tensor) -> bool:
+        """Tell whether a tensor shows memory that nothing has written."""
+        piece = self._known(tensor)
+        if piece is None or not piece.is_raw or tensor.numel() == 0:
+            return False
+        return piece.written is None or not bool(_bytes_of(tensor, piece.written).all())
+
+    def _known(self, tensor: torch.Tensor) -> _Piece | None:
+        storage = _storage(tensor)
+        return self._pieces.get(storage._cdata) if storage is not None else None
+
+    def _piece(self, tensor: torch.Tensor) -> _Piece | None:
+        storage = _storage(tensor)
+        if storage is None:
+            return None
+        piece = self._pieces.get(storage._cdata)
+        if piece is None:
+            piece = self._pieces[storage._cdata] = _Piece(StorageWeakRef(storage))  # type: ignore[no-untyped-call]
+        return piece
+
+
+def _storage(tensor: torch.Tensor) -> torch.UntypedStorage | None:
+    try:
+        return tensor.untyped_storage()
+    except (RuntimeError, NotImplementedError):  # sparse tensors and the like have none
+        return None
+
+
+def _byte_count(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
+
+
+def _bytes_of(tensor: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+    """Return the flags of the bytes that a tensor shows, shape (*tensor.shape, bytes)."""
+    width = tensor.element_size()
+    return written.as_strided(
+        (*tensor.shape, width),
+        (*(stride * width for stride in tensor.stride()), 1),
+        tensor.storage_offset() * width,
+    )

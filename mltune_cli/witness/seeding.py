@@ -1,0 +1,73 @@
+"""Whether trained weights were drawn before anybody set a seed."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+_DRAWING = (
+    "uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_",
+    "kaiming_uniform_", "kaiming_normal_", "orthogonal_", "sparse_",
+)  # fmt: skip
+
+
+class SeedWatch:
+    """Notes the calls of `torch.manual_seed`, and what `torch.nn.init` draws before the first."""
+
+    def __init__(self) -> None:
+        self._seeds: list[int] = []
+        # A tensor to its version after it was drawn: what is loaded into it later raises that.
+        self._drawn_unseeded: Any = WeakIdKeyDictionary()
+        self._undo: list[Callable[[], None]] = []
+
+    def install(self) -> None:
+        """Begin to watch."""
+        self._replace(torch, "manual_seed", self._watch_seed)
+        self._replace(torch.random, "manual_seed", self._watch_seed)
+        for name in _DRAWING:
+            self._replace(torch.nn.init, name, self._watch_draw)
+
+    def remove(self) -> None:
+        """Stop watching."""
+        for undo in reversed(self._undo):
+            undo()
+        self._undo = []
+
+    def facts(self, parameters: Iterable[torch.Tensor]) -> dict[str, Any]:
+        """Return what was seen: the seeds in order, and how many parameters they do not reach."""
+        unreached = sum(
+            1 for p in parameters
+            if p in self._drawn_unseeded and self._drawn_unseeded[p] == p._version
+        )  # fmt: skip
+        return {"seeds": self._seeds[:8], "drawn_before_seed": unreached}
+
+    def _replace(self, home: Any, name: str, wrap: Callable[[Any], Any]) -> None:
+        original = getattr(home, name)
+
+        def undo() -> None:
+            setattr(home, name, original)
+
+        setattr(home, name, wrap(original))
+        self._undo.append(undo)
+
+    def _watch_seed(self, original: Any) -> Any:
+        @functools.wraps(original)
+        def manual_seed(seed: Any) -> Any:
+            self._seeds.append(int(seed))
+            return original(seed)
+
+        return manual_seed
+
+    def _watch_draw(self, original: Any) -> Any:
+        @functools.wraps(original)
+        def draw(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            result = original(tensor, *args, **kwargs)
+            if self._seeds:
+                self._drawn_unseeded.pop(tensor, None)
+            else:
+                self._drawn_unseeded[tensor] = tensor._version
+            return result
+
+        return draw

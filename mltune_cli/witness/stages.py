@@ -1,0 +1,183 @@
+"""What a witness digests of a training loop that it does not know."""
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from mltune_cli.witness.digest import tensors_digest
+from mltune_cli.witness.record import bytes_digest, chained_digest
+
+
+def enumerate_names(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield tensors with their numbers for names."""
+    return ((str(number), tensor) for number, tensor in enumerate(tensors))
+
+
+def optimizer_parameters(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield an optimizer's parameters by group, place and name.
+
+    Args:
+        optimizer: whose.
+        names: by the parameters' ids, where they are known.
+    """
+    for group_number, group in enumerate(optimizer.param_groups):
+        for number, parameter in enumerate(group["params"]):
+            name = names.get(id(parameter))
+            yield f"{group_number}.{number}" + (f" {name}" if name else ""), parameter
+
+
+def state_tensors(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield an optimizer's state, plain numbers included, by parameter and slot."""
+    for name, parameter in optimizer_parameters(optimizer, names):
+        state = optimizer.state.get(parameter, {})
+        for slot in sorted(state, key=str):
+            value = state[slot]
+            if isinstance(value, torch.Tensor):
+                yield f"{name}.{slot}", value
+            elif isinstance(value, int | float):
+                yield f"{name}.{slot}", torch.tensor(value, dtype=torch.float64)
+
+
+def hyperparameters(optimizer: torch.optim.Optimizer) -> str:
+    """Return what the groups say besides their parameters, in a fixed spelling."""
+    return repr(
+        [
+            sorted((name, _plain(value)) for name, value in group.items() if name != "params")
+            for group in optimizer.param_groups
+        ]
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return held_digest({"": value})
+    # The spelling of an object may hold its address.
+    return repr(value) if isinstance(value, _PLAIN) else type(value).__name__
+
+
+_MOST_ROWS = 64
+_PLAIN = (bool, int, float, str, bytes, tuple, list, type(None))
+
+
+def random_states() -> dict[str, str]:
+    """Return the digests of torch's generators, on all devices, of Python's and of NumPy's.
+
+    They are apart, since the last two start from noise where a script does not seed them, which is
+    no fault where it does not use them.
+    """
+    states = [torch.get_rng_state().numpy().tobytes()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states += [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
+    digests = {
+        "rng": bytes_digest(b"".join(states)),
+        "rng_python": bytes_digest(repr(random.getstate()).encode()),
+    }
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        name, keys, *rest = numpy.random.get_state()
+        digests["rng_numpy"] = bytes_digest(f"{name}{rest}".encode() + keys.tobytes())
+    return digests
+
+
+def settings() -> dict[str, Any]:
+    """Return what decides bits besides the script, as it is now."""
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return {
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "default dtype": str(torch.get_default_dtype()),
+        "matmul precision": _readable(torch.get_float32_matmul_precision),
+        "tf32": _readable(lambda: torch.backends.cuda.matmul.allow_tf32),
+        "cudnn benchmark": torch.backends.cudnn.benchmark,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _readable(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except RuntimeError:  # set by torch's newer switches, which the older ones refuse to read
+        return "set by fp32_precision"
+
+
+def value_digest(value: Any) -> str:
+    """Return the digest of a batch: tensors, arrays, numbers and text in any nesting."""
+    if isinstance(value, torch.Tensor):
+        return held_digest({"": value})
+    if isinstance(value, Mapping) or hasattr(value, "keys"):
+        return chained_digest(
+            part for key in sorted(value.keys(), key=str)
+            for part in (str(key), value_digest(value[key]))
+        )  # fmt: skip
+    if isinstance(value, list | tuple):
+        return chained_digest(map(value_digest, value))
+    if hasattr(value, "__dict__") and not callable(value):
+        return value_digest(vars(value))
+    if hasattr(value, "tobytes") and hasattr(value, "dtype"):
+        return bytes_digest(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+    return bytes_digest(_plain(value).encode())
+
+
+def row_digests(batch: Any) -> list[str]:
+    """Return one digest for each row of a batch, whatever its fellows; none where it has no rows.
+
+    Rows are what tensors of one length hold at one place. Of whole numbers, what repeats at either
+    end is left out: padding depends on the longest row of the batch.
+    """
+    tensors = list(_tensors_in(batch))
+    lengths = {tensor.shape[0] for tensor in tensors if tensor.dim()}
+    if len(lengths) != 1 or not all(tensor.dim() for tensor in tensors):
+        return []
+    count = min(next(iter(lengths)), _MOST_ROWS)
+    return [chained_digest(_trimmed(tensor[row]) for tensor in tensors) for row in range(count)]
+
+
+def _tensors_in(batch: Any) -> Iterator[torch.Tensor]:
+    if isinstance(batch, torch.Tensor):
+        yield batch.detach().cpu()
+    elif isinstance(batch, Mapping) or hasattr(batch, "keys"):
+        for key in sorted(batch.keys(), key=str):
+            yield from _tensors_in(batch[key])
+    elif isinstance(batch, list | tuple):
+        for item in batch:
+            yield from _tensors_in(item)
+
+
+def _trimmed(row: torch.Tensor) -> str:
+    flat = row.reshape(-1)
+    if not flat.is_floating_point() and not flat.is_complex() and len(flat) > 1:
+        for end in (-1, 0):
+            inside = (flat != flat[end]).nonzero()
+            if len(inside) == 0:
+                flat = flat[:1]
+                break
+            flat = flat[: int(inside[-1]) + 1] if end else flat[int(inside[0]) :]
+    return held_digest({str(flat.dtype): flat})
+
+
+def held_digest(tensors: Mapping[Any, torch.Tensor]) -> str:
+    """Return the digest of what this process holds of some tensors."""
+    with torch.no_grad():
+        parts = {str(name): part for name, t in tensors.items() for part in [_dense(t)]}
+        return tensors_digest(parts)
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    local: Any = tensor.detach()
+    if hasattr(local, "to_local"):  # a tensor that is divided over processes
+        local = local.to_local()
+    if local.layout is not torch.strided:
+        local = local.coalesce() if local.layout is torch.sparse_coo else local
+        local = local.to_dense()
+    held: torch.Tensor = local
+    return held

@@ -1,0 +1,337 @@
+"""The operation trace: planted faults are found at their call, clean steps are equal."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.utils.checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mltune_cli.reproduction.report import Localisation
+from mltune_cli.reproduction.trace_comparison import TraceFiles, compare_traces, convicted
+from mltune_cli.witness.trace import open_trace
+from mltune_cli.witness.trace_record import TraceRecord, TraceRequest
+
+
+class Net(torch.nn.Module):
+    """Two layers, dropout, and a place for a fault between them."""
+
+    def __init__(self, fault: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(8, 16)
+        self.drop = torch.nn.Dropout(0.1)
+        self.second = torch.nn.Linear(16, 4)
+        self.fault = fault or (lambda hidden: hidden)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.second(self.fault(self.drop(torch.relu(self.first(rows)))))
+
+
+def take_step(net: torch.nn.Module, rows: torch.Tensor, **optimizer: Any) -> None:
+    chosen = torch.optim.AdamW(net.parameters(), **{"lr": 1e-2, **optimizer})
+    net(rows).square().mean().backward()
+    chosen.step()
+
+
+def traced(folder: Path, call: Callable[[], object], **request: int) -> TraceFiles:
+    torch.manual_seed(1)
+    trace = open_trace(folder, "main", TraceRequest(1, **request))
+    trace.begin()
+    try:
+        call()
+    finally:
+        trace.finish()
+    return TraceFiles(folder, "main")
+
+
+def net_and_rows(fault: Any = None) -> tuple[Net, torch.Tensor]:
+    torch.manual_seed(0)
+    return Net(fault), torch.randn(8, 8)
+
+
+def compared(
+    tmp_path: Path, first: Callable[[], object], second: Callable[[], object]
+) -> Localisation | None:
+    traces = [traced(tmp_path / name, call) for name, call in (("a", first), ("b", second))]
+    return compare_traces(traces[0], traces[1], 1)
+
+
+def step_with(fault: Any = None, change: Any = None, **optimizer: Any) -> Callable[[], None]:
+    net, rows = net_and_rows(fault)
+    if change is not None:
+        change(net, rows)
+
+    def call() -> None:
+        take_step(net, rows, **optimizer)
+
+    return call
+
+
+def checkpointed() -> Callable[[], None]:
+    net, rows = net_and_rows()
+
+    def call() -> None:
+        torch.utils.checkpoint.checkpoint(net, rows, use_reentrant=False).sum().backward()
+
+    return call
+
+
+def with_autocast() -> Callable[[], None]:
+    net, rows = net_and_rows()
+
+    def call() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = net(rows).float().square().mean()
+        loss.backward()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        step_with,
+        checkpointed,
+        with_autocast,
+        lambda: step_with(foreach=True),
+        lambda: step_with(fused=True),
+    ],
+    ids=["plain", "checkpointing", "autocast", "foreach", "fused"],
+)
+def test_clean_steps_are_equal(tmp_path: Path, make: Callable[[], Callable[[], None]]) -> None:
+    assert compared(tmp_path, make(), make()) is None
+
+
+def test_tracing_changes_no_bit(tmp_path: Path) -> None:
+    net, rows = net_and_rows()
+    torch.manual_seed(1)
+    take_step(net, rows)
+    state = torch.get_rng_state()
+    other, same_rows = net_and_rows()
+    traced(tmp_path, lambda: take_step(other, same_rows), executions=2)
+    pairs = zip(net.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def one_ulp(net: Net, rows: torch.Tensor) -> None:
+    with torch.no_grad():
+        weight = net.second.weight
+        weight[2, 3] = torch.nextafter(weight[2, 3], torch.tensor(9.0))
+
+
+def test_one_ulp_in_a_weight_is_found_where_it_is_read(tmp_path: Path) -> None:
+    found = compared(tmp_path, step_with(), step_with(change=one_ulp))
+    assert found is not None
+    assert (found.operation, found.phase, found.module) == (
+        "aten.addmm.default", "forward", "Net.second",
+    )  # fmt: skip
+    assert (found.differs, found.made_by, found.was_written_outside) == ("input", None, False)
+    (tensor,) = found.tensors
+    assert (tensor.differing, tensor.largest_ulps) == (1, 1)
+    assert found.frame is not None
+    assert "test_trace.py" in found.frame
+    assert found.frame.endswith("in forward")
+
+
+def test_another_learning_rate_is_an_argument_of_the_optimizer(tmp_path: Path) -> None:
+    found = compared(tmp_path, step_with(), step_with(lr=1e-2 + 1e-9))
+    assert found is not None
+    assert (found.differs, found.phase) == ("argument", "optimizer")
+
+
+def test_an_additional_call_is_another_operation(tmp_path: Path) -> None:
+    found = compared(tmp_path, step_with(), step_with(lambda hidden: hidden * torch.rand(())))
+    assert found is not None
+    assert found.differs == "operation"
+    assert found.values is not None
+    assert found.values[1].startswith("aten.rand.default")
+
+
+class Noisy(torch.autograd.Function):
+    """An operation whose backward is not repeatable, and draws from no generator of torch."""
+
+    @staticmethod
+    def forward(context: Any, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mltune_test.racing(gradient)
+
+
+@torch.library.custom_op("mltune_test::racing", mutates_args=())
+def racing(values: torch.Tensor) -> torch.Tensor:
+    """Add what comes from the system's noise, as a race would."""
+    noise = int.from_bytes(np.random.default_rng().bytes(2), "little") + 1
+    return values * (1 + noise * 1e-6)
+
+
+def racing_step() -> Callable[[], None]:
+    return step_with(Noisy.apply)
+
+
+def test_a_race_is_found_in_backward_and_convicted(tmp_path: Path) -> None:
+    found = compared(tmp_path, racing_step(), racing_step())
+    assert found is not None
+    assert (found.operation, found.phase, found.differs) == (
+        "mltune_test.racing.default", "backward", "output",
+    )  # fmt: skip
+    assert found.node == "NoisyBackward"
+    assert found.module == "Net"
+    assert found.tensors[0].differing
+    guilty = convicted(traced(tmp_path / "c", racing_step(), executions=4), 1)
+    assert guilty is not None
+    assert guilty.is_convicted
+    assert guilty.operation == "mltune_test.racing.default"
+    assert guilty.tensors[0].differing
+
+
+def test_executing_twice_convicts_nothing_that_is_clean(tmp_path: Path) -> None:
+    assert convicted(traced(tmp_path, step_with(), executions=3), 1) is None
+    assert convicted(traced(tmp_path / "f", step_with(fused=True), executions=3), 1) is None
+
+
+def partly_written(hidden: torch.Tensor) -> torch.Tensor:
+    offset = torch.empty(16)
+    offset[:15] = 0.0
+    return hidden + offset
+
+
+def wholly_written(hidden: torch.Tensor) -> torch.Tensor:
+    offset = torch.empty(16)
+    offset[:15] = 0.0
+    offset[15] = 1.0
+    other = torch.empty_like(offset).copy_(offset)
+    return hidden + other + torch.empty(16).uniform_()
+
+
+def uninitialised_reads(folder: Path) -> list[TraceRecord]:
+    return [
+        record
+        for record in TraceFiles(folder, "main").records()
+        if any(tensor.digest == "uninitialised" for tensor in record.inputs)
+    ]
+
+
+def test_a_read_of_memory_that_nothing_wrote_is_told(tmp_path: Path) -> None:
+    traced(tmp_path / "a", step_with(partly_written))
+    (read,) = uninitialised_reads(tmp_path / "a")
+    assert read.operation == "aten.add.Tensor"
+    assert read.frame is not None
+    assert read.frame.endswith("in partly_written")
+    traced(tmp_path / "b", step_with(wholly_written))
+    assert uninitialised_reads(tmp_path / "b") == []
+
+
+def test_what_was_never_written_is_blamed_before_the_operation(tmp_path: Path) -> None:
+    def poisoned(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        def fault(hidden: torch.Tensor) -> torch.Tensor:
+            offset = torch.empty(16)
+            offset.numpy()[:] = value  # torch does not see it, as it sees no garbage
+            return hidden + offset
+
+        return fault
+
+    found = compared(tmp_path, step_with(poisoned(1.0)), step_with(poisoned(2.0)))
+    assert found is not None
+    assert (found.reads_uninitialised, found.differs) == (True, "output")
+
+
+def test_a_write_that_torch_does_not_see_is_told(tmp_path: Path) -> None:
+    def fault(by: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        def write(hidden: torch.Tensor) -> torch.Tensor:
+            hidden.detach().numpy()[0, 0] += by
+            return hidden
+
+        return write
+
+    found = compared(tmp_path, step_with(fault(1e-3)), step_with(fault(2e-3)))
+    assert found is not None
+    assert (found.differs, found.was_written_outside) == ("input", True)
+    assert found.made_by == "aten.mul.Tensor"
+
+
+def test_data_from_outside_has_no_maker(tmp_path: Path) -> None:
+    def fault(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda hidden: hidden + torch.from_numpy(np.full(16, value, dtype=np.float32))
+
+    found = compared(tmp_path, step_with(fault(1.0)), step_with(fault(2.0)))
+    assert found is not None
+    assert (found.differs, found.made_by, found.was_written_outside) == ("input", None, False)
+
+
+def test_a_generator_in_another_state_is_told(tmp_path: Path) -> None:
+    first, second = step_with(), step_with()
+
+    def shifted() -> None:
+        torch.manual_seed(2)
+        second()
+
+    found = compared(tmp_path, first, shifted)
+    assert found is not None
+    assert found.differs == "random state"
+    assert found.module == "Net.drop"
+
+
+def test_more_than_is_kept_is_told_by_digests_alone(tmp_path: Path) -> None:
+    traces = [
+        traced(tmp_path / name, step_with(change=change), keep_bytes=0)
+        for name, change in (("a", None), ("b", one_ulp))
+    ]
+    found = compare_traces(traces[0], traces[1], 1)
+    assert found is not None
+    assert found.tensors[0].differing is None
+    kept = [
+        traced(tmp_path / name, step_with(change=change), keep_from=found.record)
+        for name, change in (("c", None), ("d", one_ulp))
+    ]
+    again = compare_traces(kept[0], kept[1], 1)
+    assert again is not None
+    assert again.tensors[0].differing == 1
+
+
+def test_a_cut_trace_is_not_whole(tmp_path: Path) -> None:
+    files = traced(tmp_path, step_with())
+    assert files.is_whole()
+    path = tmp_path / "trace" / "main.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert not files.is_whole()
+
+
+def test_compiled_code_does_not_end_the_trace(tmp_path: Path) -> None:
+    pytest.importorskip("torch._dynamo")
+    net, rows = net_and_rows()
+    net.compile(backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        files = traced(tmp_path, lambda: take_step(net, rows))
+    assert any(record.operation == "aten.addmm.default" for record in files.records())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    writes=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5)), max_size=6),
+)
+def test_memory_is_uninitialised_until_each_element_was_written(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], writes: list[tuple[int, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("trace")
+    written = torch.zeros(sizes, dtype=torch.bool)
+
+    def call() -> None:
+        memory = torch.empty(sizes)
+        for start, length in writes:
+            memory[start : start + length] = 1.0
+            written[start : start + length] = True
+        memory.clone()
+
+    traced(folder, call)
+    clones = [r for r in uninitialised_reads(folder) if r.operation == "aten.clone.default"]
+    assert bool(clones) == (not bool(written.all()))
