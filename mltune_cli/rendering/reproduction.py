@@ -4,7 +4,13 @@ from typing import TYPE_CHECKING
 
 from mltune_cli.launching.events import Event, Notice, StepDone
 from mltune_cli.rendering.console import is_interactive, print_line, stderr, stdout
-from mltune_cli.reproduction.report import FirstDifference, ReproductionReport
+from mltune_cli.reproduction.report import (
+    Diagnosis,
+    FirstDifference,
+    Localisation,
+    ReproductionReport,
+    TensorDifference,
+)
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -51,6 +57,7 @@ class ReproductionView:
 
 def print_report(report: ReproductionReport) -> None:
     """Print the verdict as a tree."""
+    from rich.markup import escape
     from rich.tree import Tree
 
     titles = {
@@ -60,7 +67,13 @@ def print_report(report: ReproductionReport) -> None:
     }
     tree = Tree(f"{titles[report.verdict]}: {_summary(report)}", highlight=False)
     if report.first_difference is not None:
-        _add_difference(tree, report.first_difference)
+        branch = _add_difference(tree, report.first_difference)
+        if report.localisation is not None:
+            _add_localisation(branch, report.localisation)
+    if report.diagnosis is not None:
+        _add_diagnosis(tree, report.diagnosis)
+    for note in report.notes:
+        tree.add(f"[yellow]note[/]: {escape(note)}")
     for run in report.runs:
         loss = "" if run.last_loss is None else f", last loss {run.last_loss:.6f}"
         tree.add(f"run {run.number}: {run.status}, {run.steps} steps{loss}")
@@ -81,7 +94,7 @@ def _summary(report: ReproductionReport) -> str:
     return escape(report.reason or "")
 
 
-def _add_difference(tree: "Tree", difference: FirstDifference) -> None:
+def _add_difference(tree: "Tree", difference: FirstDifference) -> "Tree":
     from rich.markup import escape
 
     first, second = difference.runs
@@ -97,6 +110,46 @@ def _add_difference(tree: "Tree", difference: FirstDifference) -> None:
         branch.add(f"run {second}: {difference.values[1]}")
     if len(difference.stages) > 1:
         branch.add(f"also different in this step: {', '.join(difference.stages[1:])}")
+    return branch
+
+
+def _add_localisation(tree: "Tree", where: Localisation) -> None:
+    from rich.markup import escape
+
+    module = f" of {where.module}" if where.module else ""
+    node = f" ({where.node})" if where.node else ""
+    branch = tree.add(
+        escape(f"operation {where.record}: {where.operation}, {where.phase}{module}{node}")
+    )
+    for place in (where.frame, where.library_frame):
+        if place is not None:
+            branch.add(escape(f"at {place}"))
+    if where.values is not None:
+        branch.add(escape(f"{where.differs}: {where.values[0]} | {where.values[1]}"))
+    for tensor in where.tensors:
+        branch.add(escape(_tensor(tensor)))
+
+
+def _tensor(tensor: TensorDifference) -> str:
+    sizes = "x".join(map(str, tensor.shape)) or "scalar"
+    text = f"{tensor.name}, {tensor.dtype} {sizes}"
+    if tensor.differing is None:
+        return f"{text}: differs"
+    text += f": {tensor.differing} of {tensor.elements} elements differ"
+    if tensor.largest_ulps is not None:
+        text += f", by at most {tensor.largest_ulps} ulp"
+    if tensor.largest_difference is not None:
+        text += f" ({tensor.largest_difference:.3g})"
+    return text
+
+
+def _add_diagnosis(tree: "Tree", diagnosis: Diagnosis) -> None:
+    from rich.markup import escape
+
+    branch = tree.add(f"[bold]cause: {escape(diagnosis.cause)}[/]: {escape(diagnosis.title)}")
+    for sentence in diagnosis.evidence:
+        branch.add(f"evidence: {escape(sentence)}")
+    branch.add(f"remedy: {escape(diagnosis.remedy)}")
 
 
 def print_report_json(report: ReproductionReport) -> None:

@@ -31,7 +31,7 @@ _KERNEL_EXPERIMENTS = (
     ("threads=1", "thread-count", "a single thread"),
     ("deterministic", "nondeterministic-operation", "torch.use_deterministic_algorithms(True)"),
 )
-_DRAWING = ("rand", "normal", "uniform", "bernoulli", "dropout", "multinomial", "exponential",
+_DRAWING = ("rand", "shuffle", "choice", "sample", "permutation", "normal", "uniform", "bernoulli", "dropout", "multinomial", "exponential",
             "poisson", "geometric", "cauchy")  # fmt: skip
 _VARIATION_CAUSES = {
     "processes": "number-of-processes",

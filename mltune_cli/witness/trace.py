@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from mltune_cli.witness.call_sites import CallSite, CallSites
 from mltune_cli.witness.digest import tensors_digest
 from mltune_cli.witness.memory import Memory
+from mltune_cli.witness.random_calls import RandomCalls
 from mltune_cli.witness.record import bytes_digest
 from mltune_cli.witness.trace_record import (
     END,
@@ -63,18 +64,21 @@ class OperationTrace(TorchDispatchMode):
         self._memory = Memory()
         self._count = 0
         self._kept_bytes = 0
-        self.sites = CallSites()
+        self._sites = CallSites()
+        self._random_calls = RandomCalls(self._note_random_call)
 
     def begin(self) -> None:
         """Trace what this thread, and the backward passes that it starts, call from now on."""
         self._values.mkdir(parents=True, exist_ok=True)
-        self.sites.install()
+        self._sites.install()
+        self._random_calls.install()
         self.__enter__()  # type: ignore[no-untyped-call]
 
     def finish(self) -> None:
         """End the trace, and say in the file that it is whole."""
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        self.sites.remove()
+        self._random_calls.remove()
+        self._sites.remove()
         self._stream.write(json.dumps({END: self._count}) + "\n")
         self._stream.close()
 
@@ -86,7 +90,7 @@ class OperationTrace(TorchDispatchMode):
         if _names(func)[0] in _SKIPPED_NAMESPACES:
             return func(*args, **kwargs)
         # First of all: what digests compute counts as well in autograd's numbering.
-        site = self.sites.here()
+        site = self._sites.here()
         if isinstance(func, OpOverload) and func.is_view:
             result = func(*args, **kwargs)
             self._write(func, args, kwargs, site)
@@ -127,6 +131,15 @@ class OperationTrace(TorchDispatchMode):
             unequal = self._compare_again(again, outputs)
         self._write(func, args, kwargs, site, inputs, outputs, random_state, unequal)
         return result
+
+    def _note_random_call(self, name: str, state: str) -> None:
+        site = self._sites.here()
+        self._append(
+            TraceRecord(
+                name, site.phase, "", random_state=state, module=site.module, frame=site.frame,
+                library_frame=site.library_frame,
+            )
+        )  # fmt: skip
 
     def _compare_again(
         self, again: "_Again", outputs: tuple[TracedTensor, ...]
@@ -182,6 +195,9 @@ class OperationTrace(TorchDispatchMode):
             str(func), site.phase, _spelled((args, dict(kwargs))), inputs, outputs, random_state,
             site.module, site.node, site.frame, site.library_frame, unequal,
         )  # fmt: skip
+        self._append(record)
+
+    def _append(self, record: TraceRecord) -> None:
         self._stream.write(record.to_json() + "\n")
         self._count += 1
 

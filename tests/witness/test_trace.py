@@ -1,5 +1,6 @@
 """The operation trace: planted faults are found at their call, clean steps are equal."""
 
+import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -277,6 +278,25 @@ def test_a_generator_in_another_state_is_told(tmp_path: Path) -> None:
     assert found is not None
     assert found.differs == "random state"
     assert found.module == "Net.drop"
+
+
+def test_python_and_numpy_draws_are_calls_too(tmp_path: Path) -> None:
+    def drawing(with_python: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+        def fault(hidden: torch.Tensor) -> torch.Tensor:
+            if with_python:
+                random.shuffle([1, 2])
+            return hidden + float(np.random.rand())
+
+        return fault
+
+    before = random.shuffle, np.random.rand
+    found = compared(tmp_path, step_with(drawing(False)), step_with(drawing(True)))
+    assert (random.shuffle, np.random.rand) == before
+    assert found is not None
+    assert found.values is not None
+    assert found.values[0].startswith("numpy.random.rand at ")
+    assert found.values[1].startswith("python.random.shuffle at ")
+    assert found.values[1].endswith("in fault")
 
 
 def test_more_than_is_kept_is_told_by_digests_alone(tmp_path: Path) -> None:
