@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mltune_cli.digests import json_digest
 from mltune_cli.errors import UsageError
@@ -103,6 +103,8 @@ class Manifest(_Frozen):
     Attributes:
         environment: of the last steps; `environment_classes` are those of all steps, more than
             one where a run was gone on with elsewhere.
+        processes: that took the last steps; `process_counts` are those of all steps, more than one
+            where processes were lost or joined, none where an earlier mltune did not write it.
     """
 
     schema_name: Literal["mltune.manifest/1"] = "mltune.manifest/1"
@@ -118,6 +120,7 @@ class Manifest(_Frozen):
     environment_class: str
     environment_classes: list[str]
     processes: int
+    process_counts: list[int] = Field(default_factory=list)
     git: GitFacts | None
     image_digest: str | None
     claims: list[Claim]

@@ -36,22 +36,60 @@ def use_interface_towards(endpoint: str) -> str:
         This machine's address on that interface.
 
     Raises:
-        UsageError: the host has no address.
+        UsageError: the host has no address, or is a name that leads no machine to another.
     """
     host, _, port = endpoint.rpartition(":")
     try:
+        target = _address_of(host)
         # Nothing is sent: connecting a datagram socket only picks the route.
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, int(port)))
+            probe.connect((target, int(port)))
             address = str(probe.getsockname()[0])
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        problem = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"--rdzv-endpoint {endpoint}: {host} cannot be reached: {error.strerror or error}"
+            f"--rdzv-endpoint {endpoint}: {host} cannot be reached: {problem}"
         ) from None
+    if _is_loopback(target) and not _means_this_machine(host):
+        raise UsageError(
+            f"--rdzv-endpoint {endpoint}: on this machine {host} is {target}, which leads no other "
+            f"machine here; name the address of machine 0, such as 10.0.0.1:{port}"
+        )
     name = _interface_of(address)
     if name is not None:
         _use_interface(name)
     return address
+
+
+def _address_of(host: str) -> str:
+    """Return a host's address, one that others may reach before one of loopback.
+
+    Raises:
+        OSError: it has none.
+        UnicodeError: it is no name that a host can have.
+    """
+    found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_DGRAM)
+    addresses = [str(place[0]) for *_, place in found]
+    return next((one for one in addresses if not _is_loopback(one)), addresses[0])
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.")
+
+
+def _means_this_machine(host: str) -> bool:
+    """Tell whether a user who writes this asks for loopback; a machine's own name does not.
+
+    Many systems give that name an address of loopback in /etc/hosts, such as 127.0.1.1.
+    """
+    name = host.lower().rstrip(".")
+    if name in ("localhost", "localhost.localdomain") or name.endswith(".localhost"):
+        return True
+    try:
+        socket.inet_aton(host)
+    except OSError:
+        return False
+    return True
 
 
 def _interface_of(address: str) -> str | None:

@@ -113,23 +113,30 @@ class Trained:
     metadata: dict[str, Any]
 
 
-def trained_tensors(model: Any, recipe: Recipe) -> dict[str, torch.Tensor]:
-    """Return what was trained, by name. Where the model is divided, all processes must ask."""
+def trained_tensors(model: Any, recipe: Recipe, *, keep: bool = True) -> dict[str, torch.Tensor]:
+    """Return what was trained, by name. Where the model is divided, all processes must ask.
+
+    Args:
+        model: as returned by `prepare_trainable`.
+        recipe: of the run.
+        keep: False in a process that only helps the others, and gets nothing.
+    """
     if recipe.adapter.method != "full":
         # Only what is trained is asked for: asking a divided model for its whole state is a
         # meeting of all processes, and the writer alone saves an adapter.
         trained = trained_parameters(model)
         return whole_tensors(
-            get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
+            get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False),
+            keep=keep,
         )
     # Tied weights have two names and one tensor; they must stay one, or they are saved twice.
+    named = sorted(model.state_dict(keep_vars=True).items())
     made_whole: dict[int, torch.Tensor] = {}
-    tensors = {}
-    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
-        if id(tensor) not in made_whole:
-            made_whole[id(tensor)] = whole(tensor.detach()).cpu()
-        tensors[name] = made_whole[id(tensor)]
-    return tensors
+    for tensor in {id(tensor): tensor for _, tensor in named}.values():
+        one = whole(tensor.detach())
+        if keep:
+            made_whole[id(tensor)] = one.cpu()
+    return {name: made_whole[id(tensor)] for name, tensor in named} if keep else {}
 
 
 def save_trained(folder: Path, name: str, trained: Trained) -> Path:

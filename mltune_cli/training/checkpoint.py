@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,26 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """By what the steps of a run were taken, those before this start included; each sorted.
+
+    Attributes:
+        environment_classes: more than one where a run was moved.
+        process_counts: by how many processes; more than one where some were lost or joined.
+    """
+
+    environment_classes: tuple[str, ...] = ()
+    process_counts: tuple[int, ...] = ()
+
+    def and_of(self, environment_classes: Iterable[str], process_count: int) -> "Provenance":
+        """Return the provenance of these steps and of those to come."""
+        return Provenance(
+            tuple(sorted({*self.environment_classes, *environment_classes})),
+            tuple(sorted({*self.process_counts, process_count})),
+        )
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A complete checkpoint on the disk."""
 
@@ -60,7 +80,7 @@ class Checkpoint:
     step: int
     last_loss: float
     identity: Identity
-    environment_classes: tuple[str, ...]
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
@@ -114,7 +134,7 @@ def write_checkpoint(
     run_folder: Path,
     taken: Snapshot,
     identity: Identity,
-    environment_classes: tuple[str, ...],
+    provenance: Provenance,
     keep: int,
 ) -> Path:
     """Write a snapshot, then remove all but the newest `keep`.
@@ -123,7 +143,7 @@ def write_checkpoint(
         run_folder: of the run that goes on.
         taken: what is written.
         identity: what it belongs to.
-        environment_classes: of the steps so far; more than one where a run was moved.
+        provenance: of the steps so far.
         keep: how many complete checkpoints stay, this one included.
 
     Raises:
@@ -137,7 +157,7 @@ def write_checkpoint(
         "last_loss": taken.last_loss,
         "recipe": identity.recipe,
         "digests": identity.digests,
-        "environment_classes": environment_classes,
+        **asdict(provenance),
     }
     try:
         shutil.rmtree(draft, ignore_errors=True)
@@ -244,7 +264,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             int(fields["step"]),
             float(fields["last_loss"]),
             identity,
-            tuple(fields["environment_classes"]),
+            Provenance(
+                tuple(fields["environment_classes"]),
+                # Checkpoints of before it was recorded know nothing of it.
+                tuple(map(int, fields.get("process_counts", ()))),
+            ),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder}: is damaged: {error}") from None

@@ -33,8 +33,14 @@ def step_gradients(
     return kind(list(parameters.values()), processes, count)
 
 
-class _WholeGradients:
-    """Every process has all parameters: one tree over the micro-batches, in float32."""
+class _Tree:
+    """One tree over the micro-batches of a step, whichever process computes them.
+
+    Args:
+        parameters: the trained ones.
+        processes: who computes the step.
+        count: micro-batches of the step.
+    """
 
     def __init__(
         self, parameters: list[torch.nn.Parameter], processes: Processes, count: int
@@ -42,13 +48,27 @@ class _WholeGradients:
         self._parameters = parameters
         self._processes = processes
         self._count = count
-        self._tree = TreeSum()
+        self._sums = TreeSum()
+
+    def _put(self, turn: Turn, vector: torch.Tensor) -> None:
+        """Hang up what a micro-batch came to."""
+        self._sums.add(range(turn.index, turn.index + 1), vector)
+
+    def _total(self) -> torch.Tensor:
+        """Return the sum over all micro-batches, the same on every process."""
+        if self._processes.size == 1:
+            return self._sums.total()
+        shares = self._processes.shares(self._count)
+        return sum_over_processes(self._sums.partial_sums(), shares, self._processes.gather)
+
+
+class _WholeGradients(_Tree):
+    """Every process has all parameters: gradients and loss go into the tree, in float32."""
 
     def add(self, turn: Turn, loss: torch.Tensor) -> None:
         torch.autograd.backward(loss)
         if turn.counts:
-            block = range(turn.index, turn.index + 1)
-            self._tree.add(block, self._taken_vector(loss))
+            self._put(turn, self._taken_vector(loss))
         else:
             _drop_gradients(self._parameters)
 
@@ -65,11 +85,7 @@ class _WholeGradients:
         return torch.cat([*parts, loss.detach().float().reshape(1)])
 
     def finish(self) -> torch.Tensor:
-        if self._processes.size == 1:
-            total = self._tree.total()
-        else:
-            shares = self._processes.shares(self._count)
-            total = sum_over_processes(self._tree.partial_sums(), shares, self._processes.gather)
+        total = self._total()
         first = 0
         for parameter in self._parameters:
             end = first + parameter.numel()
@@ -78,29 +94,26 @@ class _WholeGradients:
         return total[-1].clone()
 
 
-class _DividedGradients:
-    """FSDP sums each micro-batch's gradients over the processes while the backward pass runs."""
+class _DividedGradients(_Tree):
+    """FSDP sums each micro-batch's gradients over the processes while the backward pass runs.
+
+    Only the loss is left for the tree.
+    """
 
     def __init__(
         self, parameters: list[torch.nn.Parameter], processes: Processes, count: int
     ) -> None:
-        self._parameters = parameters
-        self._processes = processes
-        self._count = count
-        self._losses = TreeSum()
+        super().__init__(parameters, processes, count)
         _drop_gradients(parameters)
 
     def add(self, turn: Turn, loss: torch.Tensor) -> None:
         # Every process takes part in every sum; what does not count is a gradient of zero.
         torch.autograd.backward(loss if turn.counts else loss * 0.0)
         if turn.counts:
-            block = range(turn.index, turn.index + 1)
-            self._losses.add(block, loss.detach().float().reshape(1))
+            self._put(turn, loss.detach().float().reshape(1))
 
     def finish(self) -> torch.Tensor:
-        shares = self._processes.shares(self._count)
-        total = sum_over_processes(self._losses.partial_sums(), shares, self._processes.gather)
-        return total[0]
+        return self._total()[0]
 
 
 def _drop_gradients(parameters: list[torch.nn.Parameter]) -> None:

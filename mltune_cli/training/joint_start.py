@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from mltune_cli.launching.events import EventPipe, Failed
 from mltune_cli.launching.failures import explained
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.run_folder import EVALUATION_LOG, RunLock
-from mltune_cli.training.checkpoint import Identity, put_back
+from mltune_cli.training.checkpoint import Identity, Provenance, put_back
 from mltune_cli.training.environment import environment_facts
 from mltune_cli.training.evaluation import Evaluation
 from mltune_cli.training.processes import Processes
@@ -28,16 +28,18 @@ class Start:
     Attributes:
         folder: the run folder, as the first process names it.
         lock: holds it for the first process; None in the others.
-        environment_classes: of all processes, and of the steps before.
+        provenance: of the steps before and of those to come.
         evaluations: of the steps before, in order.
         finished_loss: the last loss of a run that has nothing left to do, else None.
+        branched_from: told to the first process alone; see `EnteredFolder`.
     """
 
     folder: Path
     lock: RunLock | None
-    environment_classes: tuple[str, ...]
+    provenance: Provenance
     evaluations: list[Evaluation]
     finished_loss: float | None = None
+    branched_from: Path | None = None
 
 
 def start_together(
@@ -74,13 +76,14 @@ def start_together(
         raise explained(Failed(past["exit_code"], past["refusal"]))
     _spread_state(run, past, entered)
     here = environment_facts(processes.device).environment_class()
-    classes = {*processes.gather_values(here), *past["environment_classes"]}
+    before = Provenance(tuple(past["environment_classes"]), tuple(past["process_counts"]))
     return Start(
         Path(past["folder"]),
         entered.lock if entered else None,
-        tuple(sorted(classes)),
+        before.and_of(processes.gather_values(here), processes.size),
         [Evaluation(**fields) for fields in past["evaluations"]],
         past["finished_loss"],
+        entered.branched_from if entered else None,
     )
 
 
@@ -126,12 +129,14 @@ def _past(entered: EnteredFolder) -> dict[str, Any]:
     checkpoint = entered.checkpoint
     finished = entered.finished
     step = checkpoint.step if checkpoint else 0
+    provenance = checkpoint.provenance if checkpoint else Provenance()
+    log = (entered.branched_from or entered.path) / EVALUATION_LOG
     return {
         "folder": str(entered.path),
         "step": step,
         "last_loss": checkpoint.last_loss if checkpoint else None,
-        "environment_classes": list(checkpoint.environment_classes) if checkpoint else [],
-        "evaluations": _evaluations_until(entered.path / EVALUATION_LOG, step) if step else [],
+        **asdict(provenance),
+        "evaluations": _evaluations_until(log, step) if step else [],
         "finished_loss": (finished.result.last_loss or 0.0) if finished else None,
         "tensors": {
             name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]

@@ -2,15 +2,16 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mltune_cli.errors import ExitCode, NoVerdictError, StoppedBySignalError
 from mltune_cli.launching.events import EventPipe, Finished, Notice, Started
-from mltune_cli.launching.job import TrainingJob
+from mltune_cli.launching.job import TraceOrder, TrainingJob
 from mltune_cli.manifest import Manifest, RunResult
 from mltune_cli.recipe.layers import flatten
+from mltune_cli.recipe.schema import Recipe
 from mltune_cli.run_folder import ADAPTER, BEST, MODEL, TRACKERS
 from mltune_cli.training.adapter import Trained, save_trained, trained_tensors
 from mltune_cli.training.checkpoint import snapshot, write_checkpoint
@@ -21,13 +22,14 @@ from mltune_cli.training.evaluation import Evaluation, evaluate, standing
 from mltune_cli.training.joint_start import Start, start_together
 from mltune_cli.training.optimization import learning_rate_at
 from mltune_cli.training.processes import Processes
-from mltune_cli.training.resuming import drop_other_best, run_identity
+from mltune_cli.training.resuming import holds_best, run_identity, settle_best
 from mltune_cli.training.run_log import RunFiles, RunLog, StepContext
 from mltune_cli.training.run_manifest import build_manifest
 from mltune_cli.training.setup import PreparedRun, prepare_run
 from mltune_cli.training.shared_witness import digest_of_all_parts
 from mltune_cli.training.step import StepPlan, train_step
 from mltune_cli.training.stopping import NoStop, StopSource
+from mltune_cli.training.tracing import traced
 from mltune_cli.training.trackers import Trackers, require_trackers
 
 
@@ -62,7 +64,8 @@ def train(job: TrainingJob, around: Surroundings) -> None:
         LostProcessError: another process is gone.
     """
     require_trackers(job.recipe.log.trackers)
-    run = prepare_run(job.recipe, around.meet)
+    with traced(job.trace, 0):
+        run = prepare_run(job.recipe, around.meet)
     if not run.processes.leads_node:
         around = replace(around, pipe=EventPipe(None))
     _report_data(around.pipe, run)
@@ -99,24 +102,24 @@ class _Course:
     log: RunLog
     steps: int
     evaluations: list[Evaluation]
+    trace: TraceOrder | None = None
 
 
 def _train_from(start: Start, job: TrainingJob, run: PreparedRun, around: Surroundings) -> None:
     recipe, state, pipe = run.recipe, run.state, around.pipe
     steps = recipe.train.max_steps or 0
-    manifest = build_manifest(job, run, start.environment_classes)
+    manifest = build_manifest(job, run, start.provenance)
     for claim in manifest.claims:
         if not claim.holds:
             pipe.send(Notice(f"not claimed: {claim.name}: {claim.reason}"))
     files = trackers = None
     if run.processes.is_writer:
-        best_step = standing(start.evaluations, recipe.evaluate.early_stopping_threshold).best_step
-        drop_other_best(start.folder, best_step)
-        files = RunFiles(start.folder, manifest, state.step)
+        files = RunFiles(start.folder, manifest, state.step, start.branched_from)
+        settle_best(start.folder, _best_step(recipe, start.evaluations), start.branched_from)
         trackers = _trackers(start.folder, run, pipe)
     log = RunLog(files, trackers, steps, pipe, done_steps=state.step)
     pipe.send(_started(start, run, manifest, steps))
-    course = _Course(start, run, log, steps, list(start.evaluations))
+    course = _Course(start, run, log, steps, list(start.evaluations), job.trace)
     try:
         _run_steps(course, around)
     except NoVerdictError:
@@ -159,16 +162,21 @@ def _run_steps(course: _Course, around: Surroundings) -> None:
     if state.step == 0:
         course.log.witness(run.initial)
         _evaluate_when_due(course)
+    else:
+        _keep_if_best(course)
     around.stop.defer()
     with contextlib.closing(_own_micro_batches(course)) as batches:
         while state.step < course.steps and not _is_stopped_early(course):
-            _take_step(course, batches)
+            with traced(course.trace, state.step + 1, state.model.parameters()):
+                _take_step(course, batches)
             _evaluate_when_due(course)
+            is_last = state.step == course.steps or _is_stopped_early(course)
+            if is_last:
+                course.log.last_step()
             stop_code = run.processes.agree(around.stop.code or 0)
             every = run.recipe.checkpoint.every_steps
             if stop_code or (every and state.step % every == 0):
                 _write_checkpoint(course)
-            is_last = state.step == course.steps or _is_stopped_early(course)
             if stop_code and not is_last:
                 course.log.finish(RunResult(status="interrupted", steps=state.step))
                 # Whoever raises first ends the others: not before the checkpoint is whole.
@@ -177,6 +185,7 @@ def _run_steps(course: _Course, around: Surroundings) -> None:
                     ExitCode(stop_code), f"stopped after step {state.step}; go on with --resume"
                 )
     _save(course, _trained_name(run))
+    _tell_of_missing_best(course, around.pipe)
     course.log.finish(
         RunResult(
             status="finished",
@@ -223,7 +232,7 @@ def _take_step(course: _Course, batches: Iterator[MicroBatch]) -> None:
 
 
 def _evaluate_when_due(course: _Course) -> None:
-    """Measure the held-out loss; keep what was trained where it is the lowest so far."""
+    """Measure the held-out loss, where the cadence says so."""
     run, step = course.run, course.run.state.step
     section, data = run.recipe.evaluate, run.validation_data
     if data is None or not section.every_steps:
@@ -234,9 +243,37 @@ def _evaluate_when_due(course: _Course) -> None:
     result = evaluate(run.state, run.processes, data, run.collator(data), size)
     course.log.evaluation(step, result)
     course.evaluations.append(Evaluation(step, result.loss))
-    threshold = section.early_stopping_threshold
-    if section.keep_best and standing(course.evaluations, threshold).best_step == step:
+    _keep_if_best(course)
+
+
+def _best_step(recipe: Recipe, evaluations: Sequence[Evaluation]) -> int | None:
+    """Return the step that `best/` has to be of; None where there is to be none."""
+    section = recipe.evaluate
+    if not section.keep_best:
+        return None
+    return standing(evaluations, section.early_stopping_threshold).best_step
+
+
+def _keep_if_best(course: _Course) -> None:
+    """Save what was trained, where no held-out loss so far is lower than that of this step."""
+    if _best_step(course.run.recipe, course.evaluations) == course.run.state.step:
         _save(course, BEST)
+
+
+def _tell_of_missing_best(course: _Course, pipe: EventPipe) -> None:
+    """Say so where the best step was another start's, and what was trained then is lost.
+
+    Only at the end: until then a step that comes again may be better still.
+    """
+    step = _best_step(course.run.recipe, course.evaluations)
+    if step is None or not course.run.processes.is_writer or holds_best(course.start.folder, step):
+        return
+    pipe.send(
+        Notice(
+            f"there is no {BEST}/: the held-out loss was lowest after step {step}, before the "
+            "checkpoint that was gone on from, and what was trained then was not kept"
+        )
+    )
 
 
 def _is_stopped_early(course: _Course) -> bool:
@@ -254,7 +291,7 @@ def _write_checkpoint(course: _Course) -> None:
             course.start.folder,
             taken,
             run_identity(run),
-            course.start.environment_classes,
+            course.start.provenance,
             run.recipe.checkpoint.keep,
         )
 
@@ -263,7 +300,7 @@ def _save(course: _Course, name: str) -> None:
     """Write what was trained so far into a folder of the run folder."""
     run = course.run
     if run.processes.is_writer or run.state.is_divided:
-        tensors = trained_tensors(run.state.model, run.recipe)
+        tensors = trained_tensors(run.state.model, run.recipe, keep=run.processes.is_writer)
     if run.processes.is_writer:
         metadata = {"train_data_digest": run.train_data.summary.digest, "step": run.state.step}
         trained = Trained(run.state.model, run.base, run.recipe, tensors, metadata)

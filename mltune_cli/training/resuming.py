@@ -15,9 +15,6 @@ from mltune_cli.recipe.schema import Recipe
 from mltune_cli.run_folder import (
     BEST,
     CHECKPOINTS,
-    EVALUATION_LOG,
-    TRAINING_LOG,
-    WITNESS_LOG,
     RunLock,
     claim_folder,
     claim_next_folder,
@@ -66,6 +63,8 @@ class EnteredFolder:
         checkpoint: what the run goes on from; None at step 0.
         tensors: the checkpoint's.
         finished: the manifest of a run that has nothing left to do.
+        branched_from: the run whose logs tell of the steps before the checkpoint; None where they
+            stand in this folder. Nothing of it is copied yet.
     """
 
     path: Path
@@ -73,6 +72,7 @@ class EnteredFolder:
     checkpoint: Checkpoint | None = None
     tensors: dict[str, torch.Tensor] | None = None
     finished: Manifest | None = None
+    branched_from: Path | None = None
 
 
 def after_restart(job: TrainingJob, folder: Path) -> TrainingJob:
@@ -104,7 +104,7 @@ def enter_folder(job: TrainingJob, run: PreparedRun, pipe: EventPipe) -> Entered
         lock = RunLock(folder)
     else:
         folder = Path(job.recipe.output_dir)
-        goes_on = job.resume or (explicit is not None and _run_of(explicit) == folder)
+        goes_on = job.resume or (explicit is not None and _run_of(explicit) == folder.resolve())
         lock = claim_folder(folder, job.overwrite, goes_on)
     try:
         return _opened(folder, lock, job, run, explicit, pipe)
@@ -135,16 +135,17 @@ def _opened(
         if checkpoint is None and explicit is None:
             start = "holds no complete checkpoint, so training starts at step 0"
             pipe.send(Notice(f"{folder}: {start}"))
+    branched_from = None
     if checkpoint is None and explicit is not None:
         checkpoint = explicit
-        if _run_of(explicit) != folder:
-            _take_logs(_run_of(explicit), folder)
+        if _run_of(explicit) != folder.resolve():
+            branched_from = _run_of(explicit)
     remove_later(folder, checkpoint.step if checkpoint else 0)
     if checkpoint is None:
         return EnteredFolder(folder, lock)
     tensors = read_tensors(checkpoint, identity)
     pipe.send(Notice(f"going on after step {checkpoint.step}, from {checkpoint.folder}"))
-    return EnteredFolder(folder, lock, checkpoint, tensors)
+    return EnteredFolder(folder, lock, checkpoint, tensors, branched_from=branched_from)
 
 
 def _earlier_run(folder: Path, identity: Identity) -> Manifest | None:
@@ -189,29 +190,28 @@ def _run_of(checkpoint: Checkpoint) -> Path:
     return folder.parent
 
 
-def _take_logs(source: Path, folder: Path) -> None:
-    """Bring the logs of the steps before a checkpoint, and the best so far, into a new folder."""
-    for name in (TRAINING_LOG, WITNESS_LOG, EVALUATION_LOG):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    if (source / BEST).is_dir():
-        # It is there already where the processes that copied it first have died.
-        shutil.copytree(source / BEST, folder / BEST, dirs_exist_ok=True)
-
-
-def drop_other_best(folder: Path, best_step: int | None) -> None:
-    """Remove `best/` unless it is of the given step: it lies ahead, and will be written again.
+def settle_best(folder: Path, best_step: int | None, branched_from: Path | None) -> None:
+    """Leave a `best/` that is of the given step, or none: another is of a step that lies ahead.
 
     Args:
         folder: the run folder.
-        best_step: the best so far, as the evaluation log says; None where there is none.
+        best_step: the best so far, as the evaluation log says; None where none is to be kept.
+        branched_from: another run, whose `best/` is taken over where it is of that step.
     """
-    if not (folder / BEST).exists():
+    if holds_best(folder, best_step):
         return
+    remove(folder / BEST)
+    if branched_from is not None and holds_best(branched_from, best_step):
+        draft = folder / f".{BEST}.part"
+        remove(draft)
+        shutil.copytree(branched_from / BEST, draft)
+        draft.rename(folder / BEST)
+
+
+def holds_best(folder: Path, best_step: int | None) -> bool:
+    """Tell whether the `best/` of a run folder is of a step; never where that is None."""
     try:
         metadata = json.loads((folder / BEST / "metadata.json").read_text(encoding="utf-8"))
-        is_wanted = best_step is not None and metadata["step"] == best_step
+        return best_step is not None and bool(metadata["step"] == best_step)
     except (OSError, ValueError, KeyError, TypeError):
-        is_wanted = False
-    if not is_wanted:
-        remove(folder / BEST)
+        return False

@@ -1,5 +1,6 @@
 """A run's own account of itself: its logs, its events, its manifest."""
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +36,22 @@ class RunFiles:
 
     `training_log.jsonl`, `witness.jsonl` and `evaluation_log.jsonl` hold what repeats; clock and
     speed go to `timings.jsonl` alone.
+
+    Args:
+        folder: the run folder.
+        manifest: of the run that starts or goes on.
+        done_steps: steps that lie behind; what the logs say of later ones is dropped.
+        branched_from: another run, whose logs tell of those steps; None where they are here.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, done_steps: int) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, done_steps: int, branched_from: Path | None = None
+    ) -> None:
         # First of all: with its manifest the folder is a run, whatever happens next.
         manifest.write(folder)
+        for name in (TRAINING_LOG, WITNESS_LOG, EVALUATION_LOG):
+            if branched_from is not None and (branched_from / name).is_file():
+                shutil.copyfile(branched_from / name, folder / name)
         for name in (TRAINING_LOG, WITNESS_LOG, EVALUATION_LOG, TIMINGS_LOG):
             # At step 0 the initial state is recorded anew, so nothing at all is kept.
             cut_log(folder / name, done_steps if done_steps else -1)
@@ -102,7 +114,10 @@ class RunLog:
         self._pipe.send(Witnessed({"step": record.step, **record.digests}))
 
     def step(self, result: StepResult, context: StepContext, in_log: bool) -> None:
-        """Record a step; in `training_log.jsonl` only where the log cadence says so."""
+        """Record a step; in `training_log.jsonl` only where the log cadence says so.
+
+        Whether it is the last one may show only later: see `last_step`.
+        """
         step = result.witness.step
         self.witness(result.witness)
         line = {
@@ -142,6 +157,16 @@ class RunLog:
             )
         )
 
+    def last_step(self) -> None:
+        """Log the step that was recorded last, whatever the cadence: no other comes after it.
+
+        To be said before its checkpoint is written: a run that goes on from there takes no step
+        any more, and finds the line or never has it.
+        """
+        if self._unlogged is not None:
+            self._log(self._unlogged)
+            self._unlogged = None
+
     def _log(self, line: dict[str, int | float]) -> None:
         if self._files:
             self._files.training.write(line)
@@ -166,9 +191,7 @@ class RunLog:
             self._files.flush_to_disk()
 
     def finish(self, result: RunResult) -> None:
-        """End all accounts. The last step of a whole run is logged whatever the cadence."""
-        if result.status == "finished" and self._unlogged is not None:
-            self._log(self._unlogged)
+        """End all accounts."""
         if self._trackers:
             self._trackers.finish()
         if self._files:

@@ -27,7 +27,7 @@ from mltune_cli.errors import (
     StoppedBySignalError,
     is_out_of_memory,
 )
-from mltune_cli.launching.control_folder import ControlFolder
+from mltune_cli.launching.control_folder import ControlFolder, Round
 from mltune_cli.launching.events import EventPipe, Failed, Notice
 from mltune_cli.launching.job import TrainingJob
 from mltune_cli.recipe.layers import place_error
@@ -149,8 +149,8 @@ def _train(job: TrainingJob, post: _Post) -> None:
         claimed = post.control.run_folder()
         if claimed is not None:
             job = after_restart(job, claimed)
-            if os.environ["RANK"] == "0":
-                post.pipe.send(Notice("a process died, and all were started again"))
+        if os.environ["LOCAL_RANK"] == "0":
+            _tell_of_restart(post.control, post.pipe, has_run=claimed is not None)
         around = Surroundings(
             post.pipe,
             post.stop,
@@ -158,6 +158,15 @@ def _train(job: TrainingJob, post: _Post) -> None:
             post.control.remember_run_folder,
         )
     train(job, around)
+
+
+def _tell_of_restart(control: ControlFolder, pipe: EventPipe, *, has_run: bool) -> None:
+    """Say why these workers follow others, on the machine that has the run folder."""
+    # Both are set by the elastic agent.
+    this = Round(int(os.environ["WORLD_SIZE"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
+    earlier = control.begin_round(this)
+    if has_run and earlier is not None:
+        pipe.send(Notice(f"{this.change_since(earlier)}, and all were started again"))
 
 
 def _explain(pipe: EventPipe, error: MltuneError | StoppedBySignalError) -> int:

@@ -7,9 +7,8 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,106 +16,21 @@ import pytest
 
 MltuneRun = Callable[..., Any]
 Planted = Callable[..., dict[str, str]]
-RECIPE = (
-    "--set", "train.max_steps=6", "--set", "train.warmup_steps=0", "--set", "adapter.method=dora",
-    "--set", "adapter.dropout=0.1", "--set", "evaluate.every_steps=3",
-)  # fmt: skip
-SAVING = (*RECIPE, "--set", "checkpoint.every_steps=1")
-REPEATED = ("training_log.jsonl", "witness.jsonl", "evaluation_log.jsonl", "last_loss.txt")
-
-
-def repeated_files(folder: Path) -> dict[str, bytes]:
-    files = [folder / name for name in REPEATED]
-    files += [path for name in ("adapter", "best") for path in sorted((folder / name).iterdir())]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def lines_in(path: Path) -> int:
-    return path.read_text().count("\n") if path.exists() else 0
-
-
-class Launched:
-    """A `mltune train` under way, and all that it started: they share a TMPDIR of their own."""
-
-    def __init__(self, command: Path, cwd: Path, arguments: tuple[str, ...], env: Any) -> None:
-        self.temporary = cwd / f"tmp-{time.monotonic_ns()}"
-        self.temporary.mkdir()
-        self.process = subprocess.Popen(
-            [command, "train", *arguments], cwd=cwd, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-            env={**os.environ, "COLUMNS": "200", **env, "TMPDIR": str(self.temporary)},
-        )  # fmt: skip
-
-    def pids(self, module: str = "", rank: int | None = None) -> list[int]:
-        """Return what runs: all of it, one of our modules, or one of torch's ranks."""
-        wanted = [f"TMPDIR={self.temporary}"] + ([f"RANK={rank}"] if rank is not None else [])
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                variables = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
-                command = (entry / "cmdline").read_bytes().decode(errors="replace")
-                is_dead = ") Z " in (entry / "stat").read_text()
-                if set(wanted) <= set(variables) and module in command and not is_dead:
-                    found.append(int(entry.name))
-        return found
-
-    def kill(self, *pids: int) -> None:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def wait_for(self, holds: Callable[[], object], seconds: float = 90) -> None:
-        deadline = time.monotonic() + seconds
-        while not holds():
-            assert self.process.poll() is None, self.process.communicate(timeout=30)[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    def end(self, seconds: float = 120, *, tidy: bool = True) -> tuple[int, str]:
-        """Wait for the command; nothing that it started may outlive it, or be left behind."""
-        printed = self.process.communicate(timeout=seconds)[1]
-        deadline = time.monotonic() + 5
-        while self.pids() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert self.pids() == []
-        assert not tidy or list(self.temporary.glob("mltune-*")) == []
-        return self.process.returncode, printed
-
-
-@pytest.fixture
-def launch(
-    mltune_command: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Launched]]:
-    """Start `mltune train` in `tmp_path`; whatever a failed test leaves running is killed."""
-    started = []
-
-    def begin(*arguments: str, env: dict[str, str] | None = None) -> Launched:
-        cache = {"MLTUNE_CACHE": str(tmp_path_factory.getbasetemp() / "cache")}
-        started.append(Launched(mltune_command, tmp_path, arguments, cache | (env or {})))
-        return started[-1]
-
-    yield begin
-    for one in started:
-        one.kill(*one.pids())
-        one.process.communicate(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(mltune: MltuneRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process, no checkpoints, nothing in its way; other modules train the same one."""
-    home = tmp_path_factory.getbasetemp() / "undisturbed-dora"
-    if not home.exists():
-        home.mkdir()
-        result = mltune("train", *RECIPE, "--output-dir", "run", cwd=home)
-        assert result.code == 0, result.stderr
-    return home / "run"
+Repeated = Callable[[Path], dict[str, bytes]]
+Arguments = tuple[str, ...]
+# `launch` returns one, see `conftest.py`.
+Launched = Any
 
 
 def test_with_no_restart_left_training_goes_on_with_one_process_fewer(
-    launch: Callable[..., Launched], undisturbed: Path, tmp_path: Path
+    launch: Callable[..., Launched],
+    undisturbed: Path,
+    tmp_path: Path,
+    repeated_files: Repeated,
+    saving: Arguments,
 ) -> None:
-    run = launch(*SAVING, "--nproc-per-node", "2", "--max-restarts", "0", "--output-dir", "run")
-    run.wait_for(lambda: lines_in(tmp_path / "run" / "witness.jsonl") >= 4)
+    run = launch(*saving, "--nproc-per-node", "2", "--max-restarts", "0", "--output-dir", "run")
+    run.wait_for(lambda: run.witnessed() >= 4)
     run.kill(*run.pids(rank=1))
     code, printed = run.end()
     assert code == 0, printed
@@ -128,12 +42,16 @@ def test_with_no_restart_left_training_goes_on_with_one_process_fewer(
 
 
 def test_a_dead_writer_is_replaced_and_its_successor_finds_the_folder(
-    launch: Callable[..., Launched], undisturbed: Path, tmp_path: Path
+    launch: Callable[..., Launched],
+    undisturbed: Path,
+    tmp_path: Path,
+    repeated_files: Repeated,
+    saving: Arguments,
 ) -> None:
     """No output folder was named, so only the dead process knew which one it had made."""
-    run = launch(*SAVING, "--nproc-per-node", "2")
+    run = launch(*saving, "--nproc-per-node", "2")
     folder = tmp_path / "runs" / "smoke-001"
-    run.wait_for(lambda: lines_in(folder / "witness.jsonl") >= 4)
+    run.wait_for(lambda: run.witnessed("runs/smoke-001") >= 4)
     run.kill(*run.pids(rank=0))
     code, printed = run.end()
     assert code == 0, printed
@@ -152,11 +70,17 @@ def test_a_dead_writer_is_replaced_and_its_successor_finds_the_folder(
     ],
 )
 def test_a_run_whose_launcher_was_killed_goes_on_with_another_number_of_processes(
-    launch: Callable[..., Launched], undisturbed: Path, tmp_path: Path, whole: bool, successors: str
+    launch: Callable[..., Launched],
+    undisturbed: Path,
+    tmp_path: Path,
+    whole: bool,
+    successors: str,
+    repeated_files: Repeated,
+    saving: Arguments,
 ) -> None:
     """Workers are in sessions of their own, and end with it all the same."""
-    run = launch(*SAVING, "--nproc-per-node", "2", "--output-dir", "run")
-    run.wait_for(lambda: lines_in(tmp_path / "run" / "witness.jsonl") >= 4)
+    run = launch(*saving, "--nproc-per-node", "2", "--output-dir", "run")
+    run.wait_for(lambda: run.witnessed() >= 4)
     (launcher,) = run.pids("launching.elastic")
     if whole:
         os.killpg(run.process.pid, signal.SIGKILL)
@@ -167,7 +91,7 @@ def test_a_run_whose_launcher_was_killed_goes_on_with_another_number_of_processe
         assert code == 125
         assert "was killed by SIGKILL" in printed
         assert "Traceback" not in printed
-    again = launch(*SAVING, "--nproc-per-node", successors, "--output-dir", "run", "--resume")
+    again = launch(*saving, "--nproc-per-node", successors, "--output-dir", "run", "--resume")
     code, printed = again.end()
     assert code == 0, printed
     assert "going on after step" in printed
@@ -175,10 +99,10 @@ def test_a_run_whose_launcher_was_killed_goes_on_with_another_number_of_processe
 
 
 def test_a_command_that_is_killed_takes_everything_with_it(
-    launch: Callable[..., Launched], tmp_path: Path
+    launch: Callable[..., Launched], tmp_path: Path, saving: Arguments
 ) -> None:
     """Its launcher hears that nobody listens any more, and puts the folder away itself."""
-    run = launch(*SAVING, "--nproc-per-node", "2", "--output-dir", "run")
+    run = launch(*saving, "--nproc-per-node", "2", "--output-dir", "run")
     run.wait_for(lambda: run.pids(rank=1))
     run.process.kill()
     code, _ = run.end()
@@ -194,11 +118,17 @@ def test_a_command_that_is_killed_takes_everything_with_it(
     ],
 )
 def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(
-    launch: Callable[..., Launched], undisturbed: Path, tmp_path: Path, number: int, code: int
+    launch: Callable[..., Launched],
+    undisturbed: Path,
+    tmp_path: Path,
+    number: int,
+    code: int,
+    repeated_files: Repeated,
+    dora: Arguments,
 ) -> None:
     """No checkpoints were asked for, and yet there is one to go on from, on one process."""
-    run = launch(*RECIPE, "--nproc-per-node", "2", "--output-dir", "run")
-    run.wait_for(lambda: lines_in(tmp_path / "run" / "witness.jsonl") >= 3)
+    run = launch(*dora, "--nproc-per-node", "2", "--output-dir", "run")
+    run.wait_for(lambda: run.witnessed() >= 3)
     run.process.send_signal(number)
     ended, printed = run.end(30)
     assert ended == code, printed
@@ -208,18 +138,18 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(
     assert f"stopped after step {steps}; go on with --resume" in printed
     checkpoints = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert checkpoints == [f"step-{steps:06d}"]
-    assert lines_in(tmp_path / "run" / "witness.jsonl") == steps + 1
-    again = launch(*RECIPE, "--output-dir", "run", "--resume")
+    assert run.witnessed() == steps + 1
+    again = launch(*dora, "--output-dir", "run", "--resume")
     code, printed = again.end()
     assert code == 0, printed
     assert repeated_files(tmp_path / "run") == repeated_files(undisturbed)
 
 
 def test_a_second_signal_ends_even_processes_that_hang(
-    launch: Callable[..., Launched], tmp_path: Path
+    launch: Callable[..., Launched], tmp_path: Path, dora: Arguments
 ) -> None:
-    run = launch(*RECIPE, "--nproc-per-node", "2", "--output-dir", "run")
-    run.wait_for(lambda: lines_in(tmp_path / "run" / "witness.jsonl") >= 2)
+    run = launch(*dora, "--nproc-per-node", "2", "--output-dir", "run")
+    run.wait_for(lambda: run.witnessed() >= 2)
     for pid in run.pids("training.worker"):
         os.kill(pid, signal.SIGSTOP)
     run.process.send_signal(signal.SIGINT)
@@ -236,10 +166,10 @@ def test_a_second_signal_ends_even_processes_that_hang(
     [("launching.elastic", 0.0), ("launching.elastic", 0.3), ("training.worker", 0.3)],
 )
 def test_a_signal_while_it_loads_ends_it_before_there_is_a_folder(
-    launch: Callable[..., Launched], tmp_path: Path, module: str, seconds: float
+    launch: Callable[..., Launched], tmp_path: Path, module: str, seconds: float, dora: Arguments
 ) -> None:
     """Whether the launcher is only being imported, or the workers are."""
-    run = launch(*RECIPE, "--nproc-per-node", "2", "--output-dir", "run")
+    run = launch(*dora, "--nproc-per-node", "2", "--output-dir", "run")
     run.wait_for(lambda: run.pids(module))
     time.sleep(seconds)
     run.process.send_signal(signal.SIGTERM)
@@ -271,10 +201,10 @@ loop.train_step = deadly
     ],
 )
 def test_a_death_that_comes_again_and_again_ends_the_run(
-    launch: Callable[..., Launched], planted: Planted, step: int, sentence: str
+    launch: Callable[..., Launched], planted: Planted, step: int, sentence: str, saving: Arguments
 ) -> None:
     fault = planted(DEADLY_STEP.format(step=step), run="run")
-    arguments = (*SAVING, "--nproc-per-node", "2", "--max-restarts", "1", "--output-dir", "run")
+    arguments = (*saving, "--nproc-per-node", "2", "--max-restarts", "1", "--output-dir", "run")
     code, printed = launch(*arguments, env=fault).end(150)
     assert code == 125, printed
     assert sentence in printed
@@ -282,10 +212,14 @@ def test_a_death_that_comes_again_and_again_ends_the_run(
 
 @pytest.mark.long
 def test_an_overwritten_run_is_not_overwritten_again_by_successors(
-    launch: Callable[..., Launched], undisturbed: Path, tmp_path: Path
+    launch: Callable[..., Launched],
+    undisturbed: Path,
+    tmp_path: Path,
+    repeated_files: Repeated,
+    saving: Arguments,
 ) -> None:
     shutil.copytree(undisturbed, tmp_path / "run")
-    run = launch(*SAVING, "--nproc-per-node", "2", "--output-dir", "run", "--overwrite")
+    run = launch(*saving, "--nproc-per-node", "2", "--output-dir", "run", "--overwrite")
     second = tmp_path / "run" / "checkpoints" / "step-000002" / "complete.json"
     run.wait_for(second.exists)
     run.kill(*run.pids(rank=1))
@@ -314,16 +248,11 @@ def deadly(*args):
 @pytest.mark.parametrize(
     ("module", "function"),
     [
-        pytest.param(
-            "joint_start", "_spread_state", id="logs copied, no manifest yet",
-            marks=pytest.mark.xfail(
-                reason="a folder with copied logs and no manifest is taken for somebody else's",
-                strict=True,
-            ),
-        ),
+        pytest.param("joint_start", "_spread_state", id="folder claimed, no manifest yet"),
+        pytest.param("loop", "settle_best", id="logs copied"),
         pytest.param("loop", "_run_steps", id="before its first step"),
     ],
-)  # fmt: skip
+)
 def test_successors_in_a_branch_start_where_the_branch_did(
     launch: Callable[..., Launched],
     planted: Planted,
@@ -331,11 +260,14 @@ def test_successors_in_a_branch_start_where_the_branch_did(
     tmp_path: Path,
     module: str,
     function: str,
+    repeated_files: Repeated,
+    dora: Arguments,
+    saving: Arguments,
 ) -> None:
     """Killed in a new folder that has no checkpoint yet, from another run's checkpoint."""
-    assert launch(*SAVING, "--output-dir", "first").end()[0] == 0
+    assert launch(*saving, "--output-dir", "first").end()[0] == 0
     chosen = tmp_path / "first" / "checkpoints" / "step-000005"
-    branch = (*RECIPE, "--resume-from", str(chosen), "--output-dir", "branch")
+    branch = (*dora, "--resume-from", str(chosen), "--output-dir", "branch")
     fault = planted(DEADLY_PLACE.format(module=module, function=function), run="branch")
     code, printed = launch(*branch, "--nproc-per-node", "2", env=fault).end()
     assert code == 0, printed
@@ -345,12 +277,16 @@ def test_successors_in_a_branch_start_where_the_branch_did(
 
 @pytest.mark.long
 def test_killed_at_random_moments_in_random_places(
-    launch: Callable[..., Launched], undisturbed: Path, tmp_path: Path
+    launch: Callable[..., Launched],
+    undisturbed: Path,
+    tmp_path: Path,
+    repeated_files: Repeated,
+    saving: Arguments,
 ) -> None:
     """A worker, the launcher or the command, again and again, on one to three processes."""
     moments = random.Random(int(os.environ.get("MLTUNE_SEED", "7")))
     witness = tmp_path / "run" / "witness.jsonl"
-    arguments = (*SAVING, "--output-dir", "run", "--resume", "--max-restarts", "1")
+    arguments = (*saving, "--output-dir", "run", "--resume", "--max-restarts", "1")
     for _ in range(8):
         run = launch(*arguments, "--nproc-per-node", str(moments.randint(2, 3)))
         before = witness.stat().st_mtime_ns if witness.exists() else 0

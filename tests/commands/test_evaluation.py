@@ -14,19 +14,13 @@ from typing import Any
 import pytest
 
 MltuneRun = Callable[..., Any]
+Repeated = Callable[[Path], dict[str, bytes]]
 # Of at most 12 steps; the held-out loss goes 3.15 2.86 2.76 2.97 2.88, so that it stops after 4.
 RECIPE = (
     "--set", "train.max_steps=12", "--set", "train.warmup_steps=0", "--set",
     "train.schedule=constant", "--set", "train.learning_rate=0.016", "--set",
     "evaluate.every_steps=1", "--set", "evaluate.early_stopping_patience=2",
 )  # fmt: skip
-REPEATED = ("training_log.jsonl", "witness.jsonl", "evaluation_log.jsonl", "last_loss.txt")
-
-
-def repeated_files(folder: Path) -> dict[str, bytes]:
-    files = [folder / name for name in REPEATED]
-    files += [path for name in ("adapter", "best") for path in sorted((folder / name).iterdir())]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +50,11 @@ def test_training_stops_where_a_reading_of_the_log_by_hand_says(stopped_early: P
 
 
 def test_two_processes_one_of_which_dies_stop_there_as_well(
-    mltune: MltuneRun, mltune_command: Path, stopped_early: Path, tmp_path: Path
+    mltune: MltuneRun,
+    mltune_command: Path,
+    stopped_early: Path,
+    tmp_path: Path,
+    repeated_files: Repeated,
 ) -> None:
     """With loaders, other cadences, and the writer killed when the best already lies behind.
 

@@ -3,7 +3,6 @@
 A machine is a launcher of its own, on loopback or in a network namespace of its own.
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -17,22 +16,10 @@ from typing import Any
 import pytest
 
 MltuneRun = Callable[..., Any]
-RECIPE = (
-    "--set", "train.max_steps=6", "--set", "train.warmup_steps=0", "--set", "adapter.method=dora",
-    "--set", "adapter.dropout=0.1", "--set", "evaluate.every_steps=3",
-)  # fmt: skip
-SAVING = (*RECIPE, "--set", "checkpoint.every_steps=1")
-REPEATED = ("training_log.jsonl", "witness.jsonl", "evaluation_log.jsonl", "last_loss.txt")
-
-
-def repeated_files(folder: Path) -> dict[str, bytes]:
-    files = [folder / name for name in REPEATED]
-    files += [path for name in ("adapter", "best") for path in sorted((folder / name).iterdir())]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def lines_in(path: Path) -> int:
-    return path.read_text().count("\n") if path.exists() else 0
+Repeated = Callable[[Path], dict[str, bytes]]
+Arguments = tuple[str, ...]
+# `launch` returns one, see `conftest.py`; each here is one of the machines of a run.
+Machine = Any
 
 
 def free_port() -> int:
@@ -41,97 +28,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Machine:
-    """One of the machines of a run: a folder, a TMPDIR, and the command that was started there."""
-
-    def __init__(self, folder: Path, command: list[str], env: dict[str, str]) -> None:
-        self.folder = folder
-        self.temporary = folder / "temporary"
-        self.temporary.mkdir(parents=True)
-        self.process = subprocess.Popen(
-            command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env={**os.environ, "COLUMNS": "200", **env, "TMPDIR": str(self.temporary)},
-        )  # fmt: skip
-
-    def pids(self) -> list[int]:
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                variables = (entry / "environ").read_bytes().split(b"\0")
-                is_dead = ") Z " in (entry / "stat").read_text()
-                if f"TMPDIR={self.temporary}".encode() in variables and not is_dead:
-                    found.append(int(entry.name))
-        return found
-
-    def variables(self, name: str, module: str) -> set[str]:
-        """Return what a variable is in the processes of a module."""
-        found = set()
-        for pid in self.pids():
-            with contextlib.suppress(OSError):
-                variables = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
-                values = [v.partition("=")[2] for v in variables if v.startswith(f"{name}=")]
-                if module in Path(f"/proc/{pid}/cmdline").read_text():
-                    found.update(values)
-        return found
-
-    def lose(self) -> None:
-        """End everything on it at once, as a machine does that loses its power."""
-        for pid in self.pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def wait_for(self, holds: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 120
-        while not holds():
-            assert self.process.poll() is None, self.process.communicate(timeout=30)[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    def end(self, seconds: float = 120) -> tuple[int, str]:
-        """Wait for the command; nothing that it started may outlive it, or be left behind."""
-        printed = self.process.communicate(timeout=seconds)[1]
-        deadline = time.monotonic() + 5
-        while self.pids() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert self.pids() == []
-        assert list(self.temporary.glob("mltune-*")) == []
-        return self.process.returncode, printed
-
-
 @pytest.fixture
 def machine(
-    mltune_command: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Machine]]:
+    launch: Callable[..., Machine], saving: Arguments, tmp_path: Path
+) -> Callable[..., Machine]:
     """Start a machine: `machine(rank, endpoint, "--nproc-per-node", "2")`."""
-    cache = {"MLTUNE_CACHE": str(tmp_path_factory.getbasetemp() / "cache")}
-    started = []
 
     def begin(
         rank: int, endpoint: str, *arguments: str, nodes: str = "2", within: tuple[str, ...] = ()
     ) -> Machine:
         place = ("--nnodes", nodes, "--node-rank", str(rank), "--rdzv-endpoint", endpoint)
-        command = [*within, str(mltune_command), "train", *SAVING, *place, "--output-dir", "run"]
-        started.append(Machine(tmp_path / f"machine-{rank}", [*command, *arguments], cache))
-        return started[-1]
+        words = (*saving, *place, "--output-dir", "run", *arguments)
+        return launch(*words, folder=tmp_path / f"machine-{rank}", within=within)
 
-    yield begin
-    for one in started:
-        one.lose()
-        one.process.communicate(timeout=30)
+    return begin
 
 
-@pytest.fixture(scope="module")
-def undisturbed(mltune: MltuneRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process on one machine; other modules train the same one."""
-    home = tmp_path_factory.getbasetemp() / "undisturbed-dora"
-    if not home.exists():
-        home.mkdir()
-        result = mltune("train", *RECIPE, "--output-dir", "run", cwd=home)
-        assert result.code == 0, result.stderr
-    return home / "run"
-
-
-def require_the_bytes_of_one(first: Machine, second: Machine, undisturbed: Path) -> None:
+def require_the_bytes_of_one(
+    first: Machine, second: Machine, undisturbed: Path, repeated_files: Repeated
+) -> None:
     for one in (first, second):
         code, printed = one.end()
         assert code == 0, printed
@@ -146,7 +61,7 @@ def require_the_bytes_of_one(first: Machine, second: Machine, undisturbed: Path)
 
 
 def test_two_machines_train_the_bytes_of_one(
-    machine: Callable[..., Machine], undisturbed: Path
+    machine: Callable[..., Machine], undisturbed: Path, repeated_files: Repeated
 ) -> None:
     """Two processes here and one there; machine 1 is there first, so torch numbers it first."""
     address = own_address()
@@ -157,7 +72,7 @@ def test_two_machines_train_the_bytes_of_one(
     second.wait_for(lambda: second.variables("GLOO_SOCKET_IFNAME", "training.worker"))
     (interface,) = second.variables("GLOO_SOCKET_IFNAME", "training.worker")
     assert (interface == "lo") == (address == "127.0.0.1"), "over what leads to the other machine"
-    require_the_bytes_of_one(first, second, undisturbed)
+    require_the_bytes_of_one(first, second, undisturbed, repeated_files)
 
 
 def own_address() -> str:
@@ -205,27 +120,27 @@ def test_machines_with_networks_of_their_own_find_the_way_between_them(
     machine: Callable[..., Machine],
     two_networks: tuple[tuple[str, ...], tuple[str, ...], str],
     undisturbed: Path,
+    repeated_files: Repeated,
 ) -> None:
     """Their host name leads nowhere, and loopback ends at each machine's own border."""
     here, there, address = two_networks
     endpoint = f"{address}:29400"
     first = machine(0, endpoint, "--nproc-per-node", "2", within=here)
     second = machine(1, endpoint, "--nproc-per-node", "1", within=there)
-    require_the_bytes_of_one(first, second, undisturbed)
+    require_the_bytes_of_one(first, second, undisturbed, repeated_files)
 
 
 @pytest.mark.long
 def test_a_machine_that_is_lost_changes_no_bit(
-    machine: Callable[..., Machine], undisturbed: Path
+    machine: Callable[..., Machine], undisturbed: Path, repeated_files: Repeated
 ) -> None:
     """It is missed after some 20 seconds, and waited for another 15."""
     endpoint = f"127.0.0.1:{free_port()}"
     first = machine(0, endpoint, nodes="1:2")
     second = machine(1, endpoint, nodes="1:2")
-    witness = first.folder / "run" / "witness.jsonl"
-    first.wait_for(lambda: lines_in(witness) >= 4)
+    first.wait_for(lambda: first.witnessed() >= 4)
     assert json.loads((first.folder / "run" / "manifest.json").read_text())["processes"] == 2
-    second.lose()
+    second.kill_all()
     code, printed = first.end(150)
     assert code == 0, printed
     assert "going on after step" in printed
@@ -234,13 +149,41 @@ def test_a_machine_that_is_lost_changes_no_bit(
 
 
 @pytest.mark.long
+def test_a_machine_that_joins_late_is_not_told_as_a_death(
+    machine: Callable[..., Machine], mltune: MltuneRun, repeated_files: Repeated, saving: Arguments
+) -> None:
+    """Training goes on from a checkpoint then; without any, it would start at step 0."""
+    endpoint = f"127.0.0.1:{free_port()}"
+    longer = ("--set", "train.max_steps=150", "--set", "evaluate.every_steps=75")
+    first = machine(0, endpoint, *longer, nodes="1:2")
+    first.wait_for(lambda: first.witnessed() >= 4)
+    second = machine(1, endpoint, *longer, nodes="1:2")
+    for one in (first, second):
+        code, printed = one.end(300)
+        assert code == 0, printed
+        assert "a process died" not in printed
+        if one is first:
+            assert printed.count("more machines joined, and all were started again") == 1
+            assert "going on after step" in printed
+    manifest = json.loads((first.folder / "run" / "manifest.json").read_text())
+    assert (manifest["processes"], manifest["process_counts"]) == (2, [1, 2])
+    alone = mltune("train", *saving, *longer, "--output-dir", "alone", cwd=first.folder)
+    assert alone.code == 0, alone.stderr
+    assert repeated_files(first.folder / "run") == repeated_files(first.folder / "alone")
+
+
+@pytest.mark.long
 def test_a_signal_on_any_machine_stops_all_with_one_checkpoint(
-    machine: Callable[..., Machine], mltune: MltuneRun, undisturbed: Path
+    machine: Callable[..., Machine],
+    mltune: MltuneRun,
+    undisturbed: Path,
+    repeated_files: Repeated,
+    saving: Arguments,
 ) -> None:
     endpoint = f"127.0.0.1:{free_port()}"
     first, second = machine(0, endpoint), machine(1, endpoint)
     run = first.folder / "run"
-    first.wait_for(lambda: lines_in(run / "witness.jsonl") >= 3)
+    first.wait_for(lambda: first.witnessed() >= 3)
     second.process.send_signal(signal.SIGTERM)
     for one in (second, first):
         code, printed = one.end()
@@ -248,7 +191,7 @@ def test_a_signal_on_any_machine_stops_all_with_one_checkpoint(
         assert "go on with --resume" in printed
     steps = json.loads((run / "manifest.json").read_text())["result"]["steps"]
     assert (run / "checkpoints" / f"step-{steps:06d}" / "complete.json").is_file()
-    again = mltune("train", *SAVING, "--output-dir", "run", "--resume", cwd=first.folder)
+    again = mltune("train", *saving, "--output-dir", "run", "--resume", cwd=first.folder)
     assert again.code == 0, again.stderr
     assert repeated_files(run) == repeated_files(undisturbed)
 

@@ -1,13 +1,9 @@
 """Any number of processes trains the same bytes, and a fault in one of them is one sentence."""
 
-import contextlib
 import json
 import os
 import shutil
-import signal
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +12,11 @@ import pytest
 
 MltuneRun = Callable[..., Any]
 Planted = Callable[..., dict[str, str]]
-RECIPE = (
-    "--set", "train.max_steps=6", "--set", "train.warmup_steps=0", "--set", "adapter.method=dora",
-    "--set", "adapter.dropout=0.1", "--set", "evaluate.every_steps=3",
-)  # fmt: skip
-SHORT = (*RECIPE, "--set", "train.max_steps=3", "--set", "evaluate.every_steps=0")
-REPEATED = ("training_log.jsonl", "witness.jsonl", "evaluation_log.jsonl", "last_loss.txt")
+Repeated = Callable[[Path], dict[str, bytes]]
+Arguments = tuple[str, ...]
+# `launch` returns one, see `conftest.py`.
+Launched = Any
+SHORTER = ("--set", "train.max_steps=3", "--set", "evaluate.every_steps=0")
 # What an all-reduce does: each process adds up its own, and torch adds up the processes.
 ALL_REDUCE = """
 from mltune_cli.training import gradients
@@ -53,23 +48,6 @@ ULP = (
 )
 
 
-def repeated_files(folder: Path) -> dict[str, bytes]:
-    files = [folder / name for name in REPEATED]
-    files += [path for name in ("adapter", "best") for path in sorted((folder / name).iterdir())]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-@pytest.fixture(scope="module")
-def one(mltune: MltuneRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process; other modules train the same one."""
-    home = tmp_path_factory.getbasetemp() / "undisturbed-dora"
-    if not home.exists():
-        home.mkdir()
-        result = mltune("train", *RECIPE, "--output-dir", "run", cwd=home)
-        assert result.code == 0, result.stderr
-    return home / "run"
-
-
 @pytest.fixture
 def temporary(tmp_path: Path) -> dict[str, str]:
     """An environment with a folder for temporary files that nobody else uses."""
@@ -79,16 +57,20 @@ def temporary(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.long), 3, 4])
 def test_several_processes_write_the_bytes_of_one(
-    mltune: MltuneRun, one: Path, temporary: dict[str, str], tmp_path: Path, count: int
+    mltune: MltuneRun,
+    undisturbed: Path,
+    temporary: dict[str, str],
+    tmp_path: Path,
+    count: int,
+    repeated_files: Repeated,
+    dora: Arguments,
 ) -> None:
     """DoRA with dropout, four micro-batches a step: shares of 2 2, 1 1 2 and 1 1 1 1."""
     processes = ("--nproc-per-node", str(count))
-    result = mltune(
-        "train", *RECIPE, *processes, "--output-dir", "run", cwd=tmp_path, env=temporary
-    )
+    result = mltune("train", *dora, *processes, "--output-dir", "run", cwd=tmp_path, env=temporary)
     assert result.code == 0, result.stderr
     assert f"cpu float32 on {count} processes" in result.stderr
-    assert repeated_files(tmp_path / "run") == repeated_files(one)
+    assert repeated_files(tmp_path / "run") == repeated_files(undisturbed)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["processes"] == count
     assert {claim["name"]: claim["holds"] for claim in manifest["claims"]} == {
@@ -100,15 +82,20 @@ def test_several_processes_write_the_bytes_of_one(
 
 
 def test_a_plain_all_reduce_would_not(
-    mltune: MltuneRun, one: Path, planted: Planted, tmp_path: Path
+    mltune: MltuneRun,
+    undisturbed: Path,
+    planted: Planted,
+    tmp_path: Path,
+    repeated_files: Repeated,
+    dora: Arguments,
 ) -> None:
     """The control: the test above can fail, and fails in the sum of the first step's gradients."""
     result = mltune(
-        "train", *RECIPE, "--nproc-per-node", "3", "--output-dir", "run", cwd=tmp_path,
+        "train", *dora, "--nproc-per-node", "3", "--output-dir", "run", cwd=tmp_path,
         env=planted(ALL_REDUCE, run="run"),
     )  # fmt: skip
     assert result.code == 0, result.stderr
-    ours, theirs = repeated_files(tmp_path / "run"), repeated_files(one)
+    ours, theirs = repeated_files(tmp_path / "run"), repeated_files(undisturbed)
     assert ours["adapter/adapter_model.safetensors"] != theirs["adapter/adapter_model.safetensors"]
     records = [
         [json.loads(line) for line in files["witness.jsonl"].splitlines()]
@@ -164,11 +151,12 @@ def test_a_fault_in_one_process_ends_all_with_its_sentence(
     fault: str,
     sentence: str,
     status: str,
+    dora: Arguments,
 ) -> None:
     """It would come again, so nobody is started again."""
     fault_planted = planted(IN_ONE.format(rank=rank, fault=fault), run="run")
     result = mltune(
-        "train", *SHORT, "--nproc-per-node", "2", "--output-dir", "run", cwd=tmp_path,
+        "train", *dora, *SHORTER, "--nproc-per-node", "2", "--output-dir", "run", cwd=tmp_path,
         env=temporary | fault_planted,
     )  # fmt: skip
     assert result.code == 125, result.stderr
@@ -242,10 +230,10 @@ def test_more_processes_than_gpus_are_refused(
 
 
 def test_repro_check_proves_a_run_of_two_processes(
-    mltune: MltuneRun, temporary: dict[str, str], tmp_path: Path
+    mltune: MltuneRun, temporary: dict[str, str], tmp_path: Path, dora: Arguments
 ) -> None:
     result = mltune(
-        "repro-check", *SHORT, "--set", "train.max_steps=2", "--nproc-per-node", "2",
+        "repro-check", *dora, *SHORTER, "--set", "train.max_steps=2", "--nproc-per-node", "2",
         cwd=tmp_path, env=temporary,
     )  # fmt: skip
     assert result.code == 0, result.stderr
@@ -258,12 +246,13 @@ def test_repro_check_proves_a_run_of_two_processes(
 
 @pytest.mark.long
 def test_repro_check_finds_what_differs_in_one_process_of_one_run(
-    mltune: MltuneRun, planted: Planted, tmp_path: Path
+    mltune: MltuneRun, planted: Planted, tmp_path: Path, dora: Arguments
 ) -> None:
     """The second process of the second run draws once more before it computes step 2."""
     extra = "state.model.register_forward_pre_hook(lambda *a: (torch.rand(1), None)[1])"
     result = mltune(
-        "repro-check", "--json", *SHORT, "--nproc-per-node", "2", cwd=tmp_path,
+        "repro-check", "--json", "--no-explain", *dora, *SHORTER, "--nproc-per-node", "2",
+        cwd=tmp_path,
         env=planted(IN_ONE.format(rank=1, fault=extra)),
     )  # fmt: skip
     assert result.code == 1, result.stderr
@@ -273,52 +262,25 @@ def test_repro_check_finds_what_differs_in_one_process_of_one_run(
 
 @pytest.fixture
 def shallow() -> Iterator[Path]:
-    """A TMPDIR with a short name: loaders put sockets into it. What is left running is killed."""
+    """A folder with a short name: loaders put sockets into the TMPDIR below it."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     yield folder
-    for pid in processes_with(folder, ""):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
     shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("count", ["1", pytest.param("2", marks=pytest.mark.long)])
 def test_a_loader_process_that_is_killed_is_no_verdict_and_no_hang(
-    mltune_command: Path, shallow: Path, tmp_path: Path, count: str
+    shallow: Path, launch: Callable[..., Launched], dora: Arguments, count: str
 ) -> None:
-    process = subprocess.Popen(
-        [mltune_command, "train", *SHORT, "--set", "train.max_steps=400", "--set",
-         "data.loader_workers=1", "--nproc-per-node", count, "--output-dir", "run"],
-        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "TMPDIR": str(shallow), "MLTUNE_CACHE": str(tmp_path / "cache")},
+    run = launch(
+        *dora, *SHORTER, "--set", "train.max_steps=400", "--set", "data.loader_workers=1",
+        "--nproc-per-node", count, "--output-dir", "run", folder=shallow,
     )  # fmt: skip
-    witness = tmp_path / "run" / "witness.jsonl"
-    deadline = time.monotonic() + 90
-    while not witness.exists() or witness.read_text().count("\n") < 2:
-        assert process.poll() is None, process.communicate(timeout=30)[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    run.wait_for(lambda: run.witnessed() >= 2)
     # The loaders are what the training processes started.
-    workers = processes_with(shallow, "training.worker")
+    workers = run.parents("training.worker")
     loader = next(pid for pid, parent in workers.items() if parent in workers)
-    os.kill(loader, signal.SIGKILL)
-    printed = process.communicate(timeout=60)[1]
-    assert process.returncode == 125
+    run.kill(loader)
+    code, printed = run.end(60, tidy=False)
+    assert code == 125
     assert f"DataLoader worker (pid {loader}) is killed by signal: Killed" in printed
-    deadline = time.monotonic() + 10
-    while processes_with(shallow, "") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert processes_with(shallow, "") == {}
-
-
-def processes_with(temporary: Path, module: str) -> dict[int, int]:
-    """Return the running processes that were given a TMPDIR, each with its parent."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            variables = (entry / "environ").read_bytes().split(b"\0")
-            status, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            is_wanted = module.encode() in (entry / "cmdline").read_bytes()
-            if f"TMPDIR={temporary}".encode() in variables and is_wanted and status != "Z":
-                found[int(entry.name)] = int(parent)
-    return found

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mltune_cli.errors import ExitCode
-from mltune_cli.launching.control_folder import ControlFolder
+from mltune_cli.launching.control_folder import ControlFolder, Round
 
 
 def test_nobody_has_asked_and_nothing_is_claimed_at_first(tmp_path: Path) -> None:
@@ -70,11 +70,36 @@ def test_every_name_of_a_run_folder_comes_back_as_it_was(tmp_path: Path, name: s
     assert ControlFolder(tmp_path).run_folder() == folder
 
 
+def test_each_round_of_workers_is_told_of_the_one_before(tmp_path: Path) -> None:
+    rounds = [Round(2, 0), Round(2, 1), Round(10, 1)]
+    found = [ControlFolder(tmp_path).begin_round(one) for one in rounds]
+    assert found == [None, *rounds[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "told"),
+    [
+        pytest.param(Round(2, 0), Round(2, 1), "a process died", id="replaced"),
+        pytest.param(Round(2, 1), Round(1, 2), "a process died", id="its machine is lost"),
+        pytest.param(Round(2, 3), Round(1, 0), "a process died", id="one fewer, another agent"),
+        pytest.param(Round(1, 0), Round(2, 0), "more machines joined", id="joined"),
+        # The agent of one machine may see the end of its workers before it sees who joins.
+        pytest.param(Round(2, 0), Round(3, 1), "more machines joined", id="joined, and counted"),
+        pytest.param(Round(2, 1), Round(2, 1), "processes went or came", id="neither is known"),
+    ],
+)
+def test_a_restart_has_the_reason_that_can_be_known(
+    earlier: Round, later: Round, told: str
+) -> None:
+    assert later.change_since(earlier) == told
+
+
 def test_entries_do_not_disturb_each_other(tmp_path: Path) -> None:
     control = ControlFolder(tmp_path)
     control.job.write_text("{}")
     control.remember_run_folder(Path("run"))
     control.ask_to_stop(ExitCode.TERMINATED)
+    control.begin_round(Round(1, 0))
     assert control.job.read_text() == "{}"
     assert control.run_folder() == Path("run"), "a relative name stays one"
     assert control.stop_code() is ExitCode.TERMINATED

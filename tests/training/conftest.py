@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,3 +82,37 @@ def run_training(tmp_path: Path) -> Callable[..., Trained]:
         return Trained(tmp_path / name)
 
     return run
+
+
+# The loss falls, falls, rises, falls a little: 3.15 2.86 2.76 2.97 2.88 ...
+UNSTEADY = {
+    "train__max_steps": 6, "train__schedule": "constant", "train__learning_rate": 0.016,
+    "evaluate__every_steps": 1, "checkpoint__every_steps": 1, "checkpoint__keep": 20,
+}  # fmt: skip
+
+
+@pytest.fixture(name="unsteady")
+def _unsteady() -> dict[str, Any]:
+    """Values of a recipe whose held-out loss does not only fall."""
+    return dict(UNSTEADY)
+
+
+@pytest.fixture
+def copied(
+    run_training: Callable[..., Trained], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> Callable[..., Path]:
+    """Return a copy of a run that is trained once: `copied("name", evaluate__...=...)`."""
+
+    def copy(name: str, **values: Any) -> Path:
+        kept = tmp_path_factory.getbasetemp() / f"unsteady-{name}"
+        if not kept.exists():
+            shutil.move(run_training(name, **UNSTEADY, **values).folder, kept)
+        return Path(shutil.copytree(kept, tmp_path / f"copy-of-{name}"))
+
+    return copy
+
+
+@pytest.fixture
+def to_the_end(copied: Callable[..., Path]) -> Path:
+    """A run of all 6 steps with a checkpoint after each."""
+    return copied("whole")

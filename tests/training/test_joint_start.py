@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from mltune_cli.digests import file_digest
 from mltune_cli.errors import MltuneError, NoVerdictError, StoppedBySignalError, UsageError
 from mltune_cli.launching.events import EventPipe
 from mltune_cli.launching.job import TrainingJob
@@ -144,7 +145,8 @@ def test_the_writer_alone_claims_the_folder_and_names_it_to_all(
     assert all(isinstance(one, Start) for one in started), started
     assert {one.folder for one in started} == {tmp_path / "run"}
     assert [one.lock is not None for one in started] == [True, False, False]
-    assert {one.environment_classes for one in started} == {started[0].environment_classes}
+    assert {one.provenance for one in started} == {started[0].provenance}
+    assert started[0].provenance.process_counts == (3,)
     assert [one.evaluations for one in started] == [[], [], []]
     assert not (tmp_path / "elsewhere").exists()
 
@@ -218,6 +220,42 @@ def test_all_go_on_from_the_writers_checkpoint(
     assert [one["step"] for one in fields] == [0, 1, 2]
     told = [Evaluation(one["step"], one["loss"]) for one in fields]
     assert [one.evaluations for one in started] == [told] * 3, "not those of steps 3 and 4"
+
+
+def test_a_branch_is_an_empty_folder_until_it_has_a_manifest(
+    halfway: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    """Killed here, it would hold the logs of a run and not be one, and be refused ever after."""
+    recipe, folder = halfway
+    checkpoint = str(folder / "checkpoints" / "step-000002")
+    for _ in range(2):  # the first is gone without a word
+        job = job_for(tmp_path / "branch", recipe, resume_from=checkpoint)
+        first, second = start_all([job] * 2, [prepare_run(recipe), prepare_run(recipe)])
+        assert isinstance(first, Start), first
+        assert [*(tmp_path / "branch").iterdir()] == []
+        assert (first.branched_from, second.branched_from) == (folder, None)
+        assert [one.step for one in first.evaluations] == [0, 1, 2]
+        assert first.evaluations == second.evaluations
+
+
+@pytest.mark.parametrize(("counts", "expected"), [([3, 5], (2, 3, 5)), ([2], (2,)), (None, (2,))])
+def test_all_processes_that_took_a_step_are_counted(
+    halfway: tuple[Recipe, Path], counts: list[int] | None, expected: tuple[int, ...]
+) -> None:
+    """A checkpoint of an mltune that did not count them, None, is gone on from all the same."""
+    recipe, folder = halfway
+    chosen = folder / "checkpoints" / "step-000002"
+    fields = json.loads((chosen / "state.json").read_text())
+    assert fields.pop("process_counts") == [1]
+    if counts is not None:
+        fields["process_counts"] = counts
+    (chosen / "state.json").write_text(json.dumps(fields))
+    seal = json.loads((chosen / "complete.json").read_text())
+    seal["state.json"] = file_digest(chosen / "state.json")
+    (chosen / "complete.json").write_text(json.dumps(seal))
+    jobs = [job_for(folder, recipe, resume=True)] * 2
+    started = start_all(jobs, [prepare_run(recipe), prepare_run(recipe)])
+    assert [one.provenance.process_counts for one in started] == [expected] * 2
 
 
 @pytest.mark.parametrize("tail", [b'{"step":2,"lo', b"", b'{"step":1,"loss":NaN}\n'])

@@ -313,6 +313,7 @@ def test_several_processes_train_what_one_does(
     assert contents(several) == contents(one)
     ours, theirs = read_manifest(several), read_manifest(one)
     assert (ours.processes, theirs.processes) == (size, 1)
+    assert (ours.process_counts, theirs.process_counts) == ([size], [1])
     assert ours.model == theirs.model, "whole sizes and digests, not those of a part"
     assert all(claim.holds for claim in ours.claims)
 
@@ -326,10 +327,7 @@ def test_a_sharded_full_model_repeats_goes_on_and_claims_no_more_than_that(
     refused = [claim for claim in read_manifest(first).claims if not claim.holds]
     assert [claim.name for claim in refused] == ["any number of processes"]
     assert "gradients that are divided" in refused[0].reason
-    shutil.rmtree(second / "model")
-    manifest = json.loads((second / "manifest.json").read_text())
-    manifest["result"] = {"status": "running", "steps": 0}
-    (second / "manifest.json").write_text(json.dumps(manifest))
+    make_unfinished(second)
     mark = second / "checkpoints" / "step-000002" / "complete.json"
     written = mark.stat().st_mtime_ns
     trained("divided-again", 2, resume=True, **sharded)
@@ -337,3 +335,26 @@ def test_a_sharded_full_model_repeats_goes_on_and_claims_no_more_than_that(
     assert contents(second) == contents(first)
     reloaded = AutoModelForCausalLM.from_pretrained(second / "model", dtype=torch.float32)
     assert sum(p.numel() for p in reloaded.parameters()) == read_manifest(second).model.parameters
+
+
+def make_unfinished(folder: Path) -> None:
+    """Make a run of all parameters one that was killed before it wrote what it trained."""
+    shutil.rmtree(folder / "model")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["result"] = {"status": "running", "steps": 0}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_sharded_full_model_that_went_on_with_fewer_is_not_claimed_to_repeat(
+    trained: Train, kept: Path
+) -> None:
+    """It is the run of neither number of processes, and nothing in its folder would tell."""
+    sharded = FULL | {"model__sharding": "fsdp"}
+    folder = Path(shutil.copytree(trained("divided", 2, **sharded), kept / "divided-then-one"))
+    assert read_manifest(folder).process_counts == [2]
+    make_unfinished(folder)
+    trained("divided-then-one", 1, resume=True, **sharded)
+    manifest = read_manifest(folder)
+    assert (manifest.processes, manifest.process_counts) == (1, [1, 2])
+    assert [claim.holds for claim in manifest.claims] == [False, False]
+    assert manifest.claims[0].reason.endswith("its steps were taken by 1 and 2 of them")

@@ -96,6 +96,15 @@ def test_a_full_model_loads_with_plain_transformers(
         assert torch.equal(run.state.model(input_ids=tokens).logits, reloaded(tokens).logits)
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_who_only_helps_to_make_tensors_whole_keeps_none(
+    smoke_recipe: SmokeRecipe, method: str
+) -> None:
+    run = prepare_run(smoke_recipe(adapter__method=method))
+    assert trained_tensors(run.state.model, run.recipe, keep=False) == {}
+    assert len(trained_tensors(run.state.model, run.recipe, keep=True)) > 30
+
+
 @pytest.mark.parametrize("poison", ["weights", "gradients"])
 def test_a_step_that_is_not_finite_changes_nothing(smoke_recipe: SmokeRecipe, poison: str) -> None:
     run = prepare_run(smoke_recipe())
