@@ -276,6 +276,21 @@ def repro_check(
     parallel: Annotated[
         bool, typer.Option("--parallel", help="Run a command's runs at once, not in turn.")
     ] = False,
+    variations: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vary",
+            metavar="NAME=VALUE",
+            help="Give the runs after the first another condition; may be repeated. "
+            "'list' names them.",
+        ),
+    ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain/--no-explain", help="Where runs part, look for the operation and the cause."
+        ),
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Train a recipe several times and prove that every step is equal, bit for bit.
@@ -286,6 +301,8 @@ def repro_check(
     from mltune_cli.commands.processes import process_shape
     from mltune_cli.recipe.layers import load_recipe
 
+    if variations and "list" in variations:
+        raise typer.Exit(command.list_conditions())
     if timeout is not None and timeout <= 0:
         raise UsageError("--timeout: must be more than 0 seconds")
     if context.obj is not None:
@@ -301,9 +318,11 @@ def repro_check(
         raise typer.Exit(
             command.repro_check_command(
                 context.obj,
+                variations=variations or (),
                 run_count=runs,
                 output=output,
                 timeout_seconds=timeout,
+                explain=explain,
                 in_parallel=parallel,
                 as_json=as_json,
             )
@@ -315,9 +334,11 @@ def repro_check(
         command.repro_check(
             loaded,
             process_shape(loaded.recipe, per_node=nproc_per_node),
+            variations=variations or (),
             run_count=runs,
             output=output,
             timeout_seconds=timeout,
+            explain=explain,
             as_json=as_json,
         )
     )

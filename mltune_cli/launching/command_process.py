@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mltune_cli.errors import UsageError
 
-_HOOK = Path(__file__).parent.parent / "witness" / "injected"
+HOOK_FOLDER = Path(__file__).parent.parent / "witness" / "injected"
 _TAIL_LINES = 20
 _GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.02
@@ -26,6 +26,8 @@ class CommandProcess:
         witness: folder that the hook writes to.
         inherited: the environment to start from.
         on_output: called from a thread of its own with each printed line.
+        cwd: working directory; None is the present one.
+        umask: of the command; -1 is the present one.
 
     Raises:
         UsageError: there is no such program, or it cannot be run.
@@ -37,6 +39,9 @@ class CommandProcess:
         witness: Path,
         inherited: Mapping[str, str],
         on_output: Callable[[str], None],
+        *,
+        cwd: Path | None = None,
+        umask: int = -1,
     ) -> None:
         self._on_output = on_output
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -44,7 +49,7 @@ class CommandProcess:
         path = inherited.get("PYTHONPATH")
         environment = {
             **inherited,
-            "PYTHONPATH": os.pathsep.join([str(_HOOK), path] if path else [str(_HOOK)]),
+            "PYTHONPATH": os.pathsep.join([str(HOOK_FOLDER), path] if path else [str(HOOK_FOLDER)]),
             "MLTUNE_WITNESS_FOLDER": str(witness),
         }
         try:
@@ -54,6 +59,8 @@ class CommandProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                cwd=cwd,
+                umask=umask,
                 start_new_session=True,
             )
         except OSError as error:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from mltune_cli.errors import ExitCode, NoVerdictError, StoppedBySignalError
 from mltune_cli.launching.environment import worker_environment
@@ -31,6 +32,9 @@ class WorkerProcess:
         job: what to train.
         on_output: called from a thread of its own with each printed line.
         inherited: the environment to start from; None is this process's own.
+        settings: variables that the worker gets whatever its recipe says.
+        cwd: working directory; None is the present one.
+        umask: of the worker; -1 is the present one.
     """
 
     def __init__(
@@ -38,6 +42,10 @@ class WorkerProcess:
         job: TrainingJob,
         on_output: Callable[[str], None],
         inherited: Mapping[str, str] | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        umask: int = -1,
     ) -> None:
         self._on_output = on_output
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -46,6 +54,7 @@ class WorkerProcess:
         room = "launching.elastic" if self._is_launcher else "training.worker"
         # Ours, so that it goes away even when the launcher is killed.
         self._control = tempfile.mkdtemp(prefix="mltune-") if self._is_launcher else None
+        environment = worker_environment(job.recipe, os.environ if inherited is None else inherited)
         read_end, write_end = os.pipe()
         try:
             # -P: the working directory is not searched for modules, so a folder that happens to
@@ -63,7 +72,9 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=(write_end,),
-                env=worker_environment(job.recipe, os.environ if inherited is None else inherited),
+                env={**environment, **(settings or {})},
+                cwd=cwd,
+                umask=umask,
                 start_new_session=True,
             )
         except OSError as error:

@@ -13,7 +13,11 @@ from mltune_cli.reproduction.report import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.tree import Tree
+
+    from mltune_cli.reproduction.conditions.parsing import ListedCondition
 
 
 class ReproductionView:
@@ -50,6 +54,13 @@ class ReproductionView:
             elif event.logged and self._steps[run] == reached:
                 stderr().print(text, markup=False)
 
+    def show_progress(self, text: str) -> None:
+        """Show what is being done after the runs."""
+        if self._status is not None:
+            self._status.update(text)
+        else:
+            stderr().print(text, markup=False)
+
     def show_output(self, run: int, line: str) -> None:
         """Show a line that a worker printed."""
         stderr().print(f"[run {run}] {line}", markup=False)
@@ -66,6 +77,10 @@ def print_report(report: ReproductionReport) -> None:
         "no_verdict": "[bold yellow]no verdict[/]",
     }
     tree = Tree(f"{titles[report.verdict]}: {_summary(report)}", highlight=False)
+    if report.variation:
+        last = len(report.runs)
+        varied = "run 2" if last == 2 else f"runs 2 to {last}"
+        tree.add(f"{varied} had: {escape(', '.join(report.variation))}")
     if report.first_difference is not None:
         branch = _add_difference(tree, report.first_difference)
         if report.localisation is not None:
@@ -78,6 +93,16 @@ def print_report(report: ReproductionReport) -> None:
         loss = "" if run.last_loss is None else f", last loss {run.last_loss:.6f}"
         tree.add(f"run {run.number}: {run.status}, {run.steps} steps{loss}")
     stdout().print(tree)
+
+
+def print_conditions(conditions: "Sequence[ListedCondition]") -> None:
+    """Print what `--vary` takes, as a table."""
+    rows = [("NAME", "VALUE", "DEFAULT", "FOR", "WHAT IS OTHER")]
+    rows += [(c.name, c.values, c.default, c.scope, c.meaning) for c in conditions]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        cells = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
+        print_line("  ".join([*cells, row[4]]))
 
 
 def _summary(report: ReproductionReport) -> str:

@@ -155,6 +155,11 @@ _ALL = (
         "look for what decides the branch: an environment variable, a clock, a random number",
     ),
     Cause(
+        "outside-value",
+        "a number or a tensor that does not come from torch is not the same",
+        "look for what computes it: a clock, a process id, a file, a library outside torch",
+    ),
+    Cause(
         "environment",
         "the runs were computed in different environments",
         "compare the two manifests, and run both in one environment",

@@ -1,6 +1,7 @@
 """Digest streams of several runs, compared as they arrive."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from mltune_cli.digests import file_digest
@@ -72,16 +73,19 @@ def compare_records(
     )
 
 
-def compare_files(folders: list[Path], names: Mapping[str, int]) -> FirstDifference | None:
+def compare_files(
+    folders: list[Path], names: Mapping[str, int], left_out: Collection[str] = ()
+) -> FirstDifference | None:
     """Compare finished runs' files by content, as the last word after equal digests.
 
     Args:
         folders: the run folders, the first run's first.
         names: file or folder below a run folder, to the step that a difference is reported at.
+        left_out: names of files that are not compared.
     """
-    reference = _contents(folders[0], names)
+    reference = _contents(folders[0], names, left_out)
     for other, folder in enumerate(folders[1:], start=1):
-        contents = _contents(folder, names)
+        contents = _contents(folder, names, left_out)
         for name in sorted(reference.keys() | contents.keys()):
             pair = (reference.get(name, "missing"), contents.get(name, "missing"))
             if pair[0] != pair[1]:
@@ -95,11 +99,38 @@ def compare_files(folders: list[Path], names: Mapping[str, int]) -> FirstDiffere
     return None
 
 
-def _contents(folder: Path, names: Mapping[str, int]) -> dict[str, str]:
+def compare_common_lines(folders: list[Path], names: Iterable[str]) -> FirstDifference | None:
+    """Compare logs of finished runs at the steps that both have, where they have others as well.
+
+    Args:
+        folders: the run folders, the first run's first.
+        names: logs, of which each line is an object with a `step`.
+    """
+    for name in names:
+        reference = _lines_by_step(folders[0] / name)
+        for other, folder in enumerate(folders[1:], start=1):
+            candidate = _lines_by_step(folder / name)
+            for step in sorted(reference.keys() & candidate.keys()):
+                if reference[step] != candidate[step]:
+                    return FirstDifference(
+                        step=step, stage=f"file {name}", stages=[f"file {name}"],
+                        runs=(1, other + 1), values=(reference[step], candidate[step]),
+                    )  # fmt: skip
+    return None
+
+
+def _lines_by_step(path: Path) -> dict[int, str]:
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {json.loads(line)["step"]: line for line in lines}
+
+
+def _contents(folder: Path, names: Mapping[str, int], left_out: Collection[str]) -> dict[str, str]:
     files = [
         path
         for name in names
         for path in ([folder / name] if (folder / name).is_file() else (folder / name).rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name not in left_out
     ]
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}

@@ -5,7 +5,7 @@ were not the same, or an experiment, in which two runs that part are run again w
 held fixed in both, and agree. Otherwise the answer is `unknown`, with what was seen.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mltune_cli.errors import NoVerdictError
@@ -31,8 +31,12 @@ _KERNEL_EXPERIMENTS = (
     ("threads=1", "thread-count", "a single thread"),
     ("deterministic", "nondeterministic-operation", "torch.use_deterministic_algorithms(True)"),
 )
-_DRAWING = ("rand", "shuffle", "choice", "sample", "permutation", "normal", "uniform", "bernoulli", "dropout", "multinomial", "exponential",
-            "poisson", "geometric", "cauchy")  # fmt: skip
+# So many pairs must agree before a condition is blamed for a difference that comes and goes.
+_FICKLE_PAIRS = 4
+_DRAWING = (
+    "rand", "shuffle", "choice", "sample", "permutation", "normal", "uniform", "bernoulli",
+    "dropout", "multinomial", "exponential", "poisson", "geometric", "cauchy",
+)  # fmt: skip
 _VARIATION_CAUSES = {
     "processes": "number-of-processes",
     "evaluation": "evaluation-cadence",
@@ -52,6 +56,7 @@ class Case:
         difference: the first one.
         localisation: the operation, where it was found.
         has_parted_again: the two runs were run again, and parted again.
+        is_fickle: some pairs part, and some do not.
         records: of the process in question, in the two runs.
         variation: conditions that the second run had and the first had not.
         left_files: what the first run left where the second may have read it.
@@ -60,6 +65,7 @@ class Case:
     difference: FirstDifference
     localisation: Localisation | None
     has_parted_again: bool
+    is_fickle: bool
     records: tuple[Sequence[WitnessRecord], Sequence[WitnessRecord]]
     variation: Sequence[str] = ()
     left_files: Sequence[str] = ()
@@ -67,11 +73,17 @@ class Case:
 
 @dataclass
 class _Inquiry:
-    """A case and the evidence gathered so far."""
+    """A case and the evidence gathered so far.
+
+    Attributes:
+        is_varied: the runs had other conditions, and without them may agree.
+    """
 
     case: Case
     try_pair: TryPair
     evidence: list[str] = field(default_factory=list)
+    is_varied: bool = False
+    _parts_again: bool | None = None
 
     def conclude(self, cause: str, *evidence: str) -> Diagnosis:
         row = CAUSES[cause]
@@ -79,9 +91,33 @@ class _Inquiry:
             cause=cause, title=row.title, evidence=[*self.evidence, *evidence], remedy=row.remedy
         )
 
+    def parts_again(self) -> bool:
+        """Tell whether the runs, run again, part again: else experiments would prove nothing."""
+        if self._parts_again is None:
+            self._parts_again = self.case.has_parted_again or not self.agree()
+        return self._parts_again
+
     def agree(self, *conditions: str) -> bool:
         """Tell whether two runs under the same conditions agree up to the differing step."""
         return self.try_pair(conditions, self.case.difference.step) is None
+
+    def agree_always(self, condition: str) -> bool:
+        """Tell the same for as many pairs as it takes: not all pairs part by chance."""
+        return all(self.agree(condition) for _ in range(self.pairs))
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs must agree before a condition is blamed."""
+        return 1 if self.case.has_parted_again and not self.case.is_fickle else _FICKLE_PAIRS
+
+    @property
+    def said_pairs(self) -> str:
+        """How often runs agreed under a condition, as a part of a sentence."""
+        return (
+            "they agree"
+            if self.pairs == 1
+            else f"they agree, in {self.pairs} of {self.pairs} pairs"
+        )
 
 
 def diagnose(case: Case, try_pair: TryPair) -> Diagnosis:
@@ -91,7 +127,7 @@ def diagnose(case: Case, try_pair: TryPair) -> Diagnosis:
         case: what is known.
         try_pair: runs an experiment.
     """
-    inquiry = _Inquiry(case, try_pair)
+    inquiry = _Inquiry(case, try_pair, list(_seen(case)), bool(case.variation))
     rules = (
         _variation, _settings, _memory, _operation_itself, _what_was_left, _conditions, _seeds,
         _hyperparameters, _random_numbers, _kernels, _data, _control_flow,
@@ -106,6 +142,29 @@ def diagnose(case: Case, try_pair: TryPair) -> Diagnosis:
     return inquiry.conclude("unknown")
 
 
+def _seen(case: Case) -> Iterator[str]:
+    """Say what the records show, whatever the cause is."""
+    mine, theirs = (seeds(records) for records in case.records)
+    if mine != theirs:
+        yield (
+            f"torch.manual_seed was given {_listed(mine)} in one run and {_listed(theirs)} in the "
+            "other"
+        )
+    for name, one, other in differing_hyperparameters(case.records, case.difference.step):
+        yield f"the optimizer's {name} was {one} in one run and {other} in the other"
+    if case.difference.stage == "batch":
+        same = rows_are_the_same(case.records, case.difference.step)
+        if same is not None:
+            yield (
+                "the same rows came, in another order" if same
+                else "a run saw rows that the other one did not see"
+            )  # fmt: skip
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers)) or "nothing"
+
+
 def _variation(inquiry: _Inquiry) -> Diagnosis | None:
     """Blame what was varied, if without it the runs agree."""
     varied = list(inquiry.case.variation)
@@ -114,6 +173,7 @@ def _variation(inquiry: _Inquiry) -> Diagnosis | None:
     step = inquiry.case.difference.step
     if not inquiry.agree():
         inquiry.evidence.append("two runs without the variation part as well")
+        inquiry.is_varied = False
         return None
     inquiry.evidence.append(f"two runs without the variation are equal up to step {step}")
     names = sorted({_variation_cause(one) for one in varied})
@@ -179,9 +239,7 @@ def _operation_itself(inquiry: _Inquiry) -> Diagnosis | None:
 
 def _what_was_left(inquiry: _Inquiry) -> Diagnosis | None:
     """See whether later runs agree: then the first one left something behind."""
-    if inquiry.case.has_parted_again or inquiry.case.variation:
-        return None
-    if not inquiry.agree():
+    if inquiry.is_varied or inquiry.parts_again():
         return None
     left = ", ".join(inquiry.case.left_files[:5])
     inquiry.evidence.append("two runs that came after these two agree with each other")
@@ -192,47 +250,39 @@ def _what_was_left(inquiry: _Inquiry) -> Diagnosis | None:
 
 def _conditions(inquiry: _Inquiry) -> Diagnosis | None:
     """Hold one condition fixed in both runs after the other, and see whether they agree."""
-    if inquiry.case.variation or not _is_worth_experiments(inquiry.case):
+    if inquiry.is_varied or not inquiry.parts_again():
         return None
-    for condition, cause, said in _EXPERIMENTS:
-        if inquiry.agree(condition):
+    for condition, cause, said in _likeliest_first(inquiry.case):
+        if inquiry.agree_always(condition):
             is_start = inquiry.case.difference.step == 0
             if cause == "unseeded-random-numbers" and is_start:
                 cause = "unseeded-initialisation"
             _add_call(inquiry)
-            return inquiry.conclude(cause, f"with {said} in both runs, they agree")
+            return inquiry.conclude(cause, f"with {said} in both runs, {inquiry.said_pairs}")
         inquiry.evidence.append(f"with {said} in both runs, they part as before")
     return None
 
 
-def _is_worth_experiments(case: Case) -> bool:
-    return case.has_parted_again
+def _likeliest_first(case: Case) -> list[tuple[str, str, str]]:
+    """Return the experiments, the one that is likeliest to tell something before the others."""
+    where = case.localisation
+    likely = "hash-seed"
+    if case.difference.stage == "hyperparameters":
+        likely = "clock"
+    elif where is not None and where.differs == "random state":
+        likely = "unseeded-random-numbers"
+    return sorted(_EXPERIMENTS, key=lambda experiment: experiment[1] != likely)
 
 
 def _seeds(inquiry: _Inquiry) -> Diagnosis | None:
     mine, theirs = (seeds(records) for records in inquiry.case.records)
-    if mine == theirs or inquiry.case.variation:
-        return None
-    return inquiry.conclude(
-        "unseeded-random-numbers",
-        f"torch.manual_seed was given {_listed(mine)} in one run and {_listed(theirs)} in the "
-        "other",
-    )
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers)) or "nothing"
+    is_blamed = mine != theirs and not inquiry.is_varied
+    return inquiry.conclude("unseeded-random-numbers") if is_blamed else None
 
 
 def _hyperparameters(inquiry: _Inquiry) -> Diagnosis | None:
-    case = inquiry.case
-    if case.difference.stage != "hyperparameters":
-        return None
-    found = differing_hyperparameters(case.records, case.difference.step)
-    said = [
-        f"{name} was {mine} in one run and {theirs} in the other" for name, mine, theirs in found
-    ]
-    return inquiry.conclude("hyperparameters", *said)
+    is_stage = inquiry.case.difference.stage == "hyperparameters"
+    return inquiry.conclude("hyperparameters") if is_stage else None
 
 
 def _random_numbers(inquiry: _Inquiry) -> Diagnosis | None:
@@ -258,13 +308,13 @@ def _random_numbers(inquiry: _Inquiry) -> Diagnosis | None:
 def _kernels(inquiry: _Inquiry) -> Diagnosis | None:
     case = inquiry.case
     stages = ("loss", "gradients", "clipped_gradients", "optimizer", "parameters")
-    if case.difference.stage not in stages or case.localisation is not None or case.variation:
+    if case.difference.stage not in stages or case.localisation is not None or inquiry.is_varied:
         return None
-    if not case.has_parted_again:
+    if not inquiry.parts_again():
         return None
     for condition, cause, said in _KERNEL_EXPERIMENTS:
-        if inquiry.agree(condition):
-            return inquiry.conclude(cause, f"with {said} in both runs, they agree")
+        if inquiry.agree_always(condition):
+            return inquiry.conclude(cause, f"with {said} in both runs, {inquiry.said_pairs}")
         inquiry.evidence.append(f"with {said} in both runs, they part as before")
     return None
 
@@ -274,11 +324,7 @@ def _data(inquiry: _Inquiry) -> Diagnosis | None:
     if case.difference.stage != "batch":
         return None
     same = rows_are_the_same(case.records, case.difference.step)
-    if same is None:
-        return None
-    if same:
-        return inquiry.conclude("data-order", "the same rows came, in another order")
-    return inquiry.conclude("data-content", "a run saw rows that the other one did not see")
+    return None if same is None else inquiry.conclude("data-order" if same else "data-content")
 
 
 def _control_flow(inquiry: _Inquiry) -> Diagnosis | None:
@@ -292,14 +338,14 @@ def _control_flow(inquiry: _Inquiry) -> Diagnosis | None:
         )
     if where.differs == "argument" and where.values is not None:
         return inquiry.conclude(
-            "control-flow",
+            "outside-value",
             f"{_call(where)} was given {where.values[0]} in one run and {where.values[1]} in the "
             "other",
         )
     _add_call(inquiry)
     if where.differs == "input" and where.made_by is None:
         return inquiry.conclude(
-            "data-content",
+            "outside-value",
             f"an input of {_call(where)} comes from outside torch, and is not the same",
         )
     return None

@@ -9,11 +9,12 @@ from mltune_cli.reproduction.trace_comparison import (
     TraceFiles,
     compare_traces,
     convicted,
+    uninitialised_read,
 )
 from mltune_cli.witness.trace_record import TraceRequest
 
 # Where the race moves, the step at which runs part moves as well.
-_ATTEMPTS = 3
+_ATTEMPTS = 5
 _EXECUTIONS = 4
 
 
@@ -44,11 +45,13 @@ class Localising:
         found: None where nothing was found.
         notes: why it was not found, or what else was seen.
         has_parted_again: whether the runs under the trace parted.
+        is_fickle: whether there was a pair that did not.
     """
 
     found: Localisation | None = None
     notes: list[str] = field(default_factory=list)
     has_parted_again: bool = False
+    is_fickle: bool = False
 
 
 def localise(difference: FirstDifference, run_pair: RunPair, run_one: RunOne) -> Localising:
@@ -65,9 +68,12 @@ def localise(difference: FirstDifference, run_pair: RunPair, run_one: RunOne) ->
     try:
         for _ in range(_ATTEMPTS):
             pair = run_pair(TraceRequest(step), process)
-            if pair.earlier is None or pair.earlier.step >= step:
+            if pair.earlier is None:
                 result.found = _of_pair(pair, step, process, run_pair, run_one)
-                break
+                if result.found is not None:
+                    break
+                result.is_fickle = True  # the next pair may part
+                continue
             result.has_parted_again = True
             result.notes.append(
                 f"run again, they parted at step {pair.earlier.step} already: what parts them "
@@ -104,7 +110,9 @@ def _of_pair(
 def _convict(result: Localising, step: int, process: str, run_one: RunOne) -> None:
     """Look for an operation that gives two results in one run: the race may have moved."""
     request = TraceRequest(step, executions=_EXECUTIONS)
-    result.found = convicted(run_one(request, process), step)
+    trace = run_one(request, process)
+    # Under the trace memory is allocated in another order, and garbage may happen to be equal.
+    result.found = convicted(trace, step) or uninitialised_read(trace, step)
     if result.found is None and not result.has_parted_again:
         result.notes.append(
             f"run again under the trace, the runs did not part up to step {step}, and no "

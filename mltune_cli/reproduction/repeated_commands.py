@@ -6,9 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mltune_cli.errors import NoVerdictError
+from mltune_cli.errors import NoVerdictError, UsageError
 from mltune_cli.launching.command_process import CommandProcess
 from mltune_cli.launching.held_signals import held_signals
+from mltune_cli.reproduction.conditions.draft import Condition
+from mltune_cli.reproduction.conditions.prepared import (
+    PreparedCommand,
+    prepared_command,
+    require_others,
+)
+from mltune_cli.reproduction.left_files import FolderListing, list_folder, note_of_left_files
 from mltune_cli.reproduction.report import (
     FirstDifference,
     ReproductionReport,
@@ -25,11 +32,17 @@ _POLL_SECONDS = 0.1
 
 @dataclass
 class _Run:
-    """One of the compared runs, while it goes on."""
+    """One of the compared runs, while it goes on.
+
+    Attributes:
+        reached: the last step that a process of it has shown.
+    """
 
     number: int
     folder: Path
     files: WitnessFiles
+    prepared: PreparedCommand
+    reached: int = 0
     process: CommandProcess | None = None
     status: RunStatus = "stopped"
     error: str | None = None
@@ -47,6 +60,8 @@ class RepeatedCommands:
         inherited: the environment.
         timeout_seconds: after which there is no verdict; None waits for ever.
         on_output: called with the run's number and each line that it prints.
+        conditions: of every run but the first.
+        common: conditions of all runs.
     """
 
     command: Sequence[str]
@@ -56,15 +71,24 @@ class RepeatedCommands:
     inherited: Mapping[str, str]
     timeout_seconds: float | None
     on_output: Callable[[int, str], None]
+    conditions: Sequence[Condition] = ()
+    common: Sequence[Condition] = ()
     _started: float = field(default_factory=time.monotonic)
 
     def check(self) -> ReproductionReport:
         """Run and compare.
 
         Raises:
-            UsageError: the command cannot be run.
+            UsageError: the command cannot be run, or not with the conditions.
         """
         runs = [self._run(number) for number in range(1, self.run_count + 1)]
+        require_others(runs[1].prepared.unchanged, self.conditions)
+        if self.in_parallel and any(run.prepared.kill_at is not None for run in runs):
+            raise UsageError(
+                "--parallel: kill-and-resume compares with the whole first run; drop one of both"
+            )
+        before = None if self.in_parallel else self._list_working_directory()
+        note = None
         comparison = OrderedComparison(self.run_count)
         difference, reason = None, None
         try:
@@ -72,6 +96,8 @@ class RepeatedCommands:
                 difference = self._run_group(group, comparison)
                 if difference is not None:
                     break
+                if before is not None and group[0].number == 1:
+                    note = note_of_left_files(before, self._list_working_directory())
             else:
                 difference = comparison.missing()
         except NoVerdictError as error:
@@ -90,6 +116,8 @@ class RepeatedCommands:
             environment_class=None,
             compared_steps=comparison.compared_steps,
             first_difference=difference,
+            variation=[str(condition) for condition in self.conditions],
+            notes=[note] if note else [],
             reason=reason,
             runs=[
                 RunOutcome(
@@ -103,17 +131,26 @@ class RepeatedCommands:
 
     def _run(self, number: int) -> _Run:
         folder = self.folder / f"run-{number}"
-        return _Run(number, folder, WitnessFiles(folder / "witness"))
+        conditions = [*self.common, *(self.conditions if number > 1 else ())]
+        prepared = prepared_command(
+            self.command, self.inherited, conditions, self.folder / f"run-{number}-conditions"
+        )
+        return _Run(number, folder, WitnessFiles(folder / "witness"), prepared)
+
+    def _list_working_directory(self) -> FolderListing:
+        return list_folder(Path.cwd(), leave_out=self.folder)
 
     def _start(self, run: _Run) -> CommandProcess:
-        run.folder.mkdir(parents=True)
-        command = [part.replace(RUN_FOLDER, str(run.folder / "files")) for part in self.command]
-        (run.folder / "files").mkdir()
+        files = run.folder / "files"
+        files.mkdir(parents=True, exist_ok=True)
+        prepared = run.prepared
         return CommandProcess(
-            command,
+            [part.replace(RUN_FOLDER, str(files)) for part in prepared.command],
             run.folder / "witness",
-            self.inherited,
+            prepared.environment,
             lambda line: self.on_output(run.number, line),
+            cwd=prepared.cwd,
+            umask=prepared.umask,
         )
 
     def _run_group(
@@ -133,14 +170,39 @@ class RepeatedCommands:
             for run in list(going_on):
                 # Asked before the files are read: what is read then is all there is.
                 has_ended = run.process is not None and not run.process.is_running
-                for stream, record in run.files.new_records():
-                    difference = comparison.add(run.number - 1, stream, record)
+                difference = self._compare_new(run, comparison)
+                if difference is not None:
+                    return difference
+                kill_at = run.prepared.kill_at
+                if kill_at is not None and run.reached >= kill_at:
+                    difference = self._kill_and_restart(run, comparison)
                     if difference is not None:
                         return difference
-                if has_ended:
+                elif has_ended:
                     self._finish(run, comparison)
                     going_on.remove(run)
             time.sleep(_POLL_SECONDS)
+        return None
+
+    def _compare_new(self, run: _Run, comparison: OrderedComparison) -> FirstDifference | None:
+        for stream, record in run.files.new_records():
+            run.reached = max(run.reached, record.step)
+            difference = comparison.add(run.number - 1, stream, record)
+            if difference is not None:
+                return difference
+        return None
+
+    def _kill_and_restart(self, run: _Run, comparison: OrderedComparison) -> FirstDifference | None:
+        """End a run and all it started, at once, and start it again in the same folder."""
+        if run.process is not None:
+            run.process.stop()
+        difference = self._compare_new(run, comparison)
+        if difference is not None:
+            return difference
+        comparison.begin_again(run.number - 1)
+        run.prepared = run.prepared.restarted()
+        with held_signals():
+            run.process = self._start(run)
         return None
 
     def _require_time(self) -> None:
@@ -152,6 +214,9 @@ class RepeatedCommands:
         failure = run.process.failure() if run.process is not None else None
         if failure is None and comparison.steps(run.number - 1) == 0:
             failure = _nothing_seen(run.files.trouble())
+        kill_at = run.prepared.kill_at
+        if failure is None and kill_at is not None:
+            failure = f"it ended before step {kill_at}, after which it was to be killed"
         if failure is not None:
             run.status, run.error = "failed", failure
             raise NoVerdictError(f"run {run.number} failed: {failure}")

@@ -24,6 +24,7 @@ _STAGE_MEANINGS = {
     "optimizer": "the optimizer's state was not the same after the step",
     "parameters": "the trained parameters were not the same after the step",
     "missing": "one run took the step and the other did not",
+    "resume": "the resumed run did not start from any state that the first run had been in",
     "order": "the optimizers took their steps in another order",
 }
 

@@ -102,6 +102,18 @@ def convicted(trace: TraceFiles, step: int) -> Localisation | None:
     return None
 
 
+def uninitialised_read(trace: TraceFiles, step: int) -> Localisation | None:
+    """Return the first call that reads memory which nothing has written; None where none does."""
+    for number, record in enumerate(trace.records()):
+        if any(tensor.digest == UNINITIALISED for tensor in record.inputs):
+            return Localisation(
+                **_place(record, number, trace.process, step),
+                differs="output",
+                reads_uninitialised=True,
+            )
+    return None
+
+
 def _differing(mine: TraceRecord, theirs: TraceRecord) -> Differing | None:
     """Return what parts first, in the order in which a call comes to be."""
     if mine.operation != theirs.operation:
@@ -154,7 +166,8 @@ def _localisation(
     if differing == "operation":
         values = (_spelled(mine), _spelled(theirs))
     elif differing == "argument":
-        values = (_arguments(mine), _arguments(theirs))
+        has_other_kinds = _kinds(mine.inputs) != _kinds(theirs.inputs)
+        values = (_arguments(mine, has_other_kinds), _arguments(theirs, has_other_kinds))
     elif differing == "random state":
         values = (mine.random_state or "", theirs.random_state or "")
     else:
@@ -173,7 +186,7 @@ def _localisation(
         makers = [one.made_by for _, one, _ in apart if one.made_by is not None]
         if makers and differing == "input":
             # All calls before this one were equal, so what its maker gave was the same.
-            made_by = operations[makers[0]]
+            made_by = operations[makers[0]] if makers[0] >= 0 else "the step before"
             outside = not made_by.startswith(("c10d", "_c10d"))
     # A call that one run alone makes is shown by the run that makes it.
     shown = theirs if mine is _NOTHING else mine
@@ -193,9 +206,9 @@ def _spelled(record: TraceRecord) -> str:
     return f"{record.operation}{where}"
 
 
-def _arguments(record: TraceRecord) -> str:
-    kinds = ", ".join(f"{dtype}{list(shape)}" for dtype, shape in _kinds(record.inputs))
-    return f"{record.scalars} of {kinds}" if kinds else record.scalars
+def _arguments(record: TraceRecord, with_kinds: bool) -> str:
+    kinds = ", ".join(f"{dtype}{list(shape)}" for dtype, shape in _kinds(record.inputs)[:8])
+    return f"{record.scalars} of {kinds}" if with_kinds else record.scalars
 
 
 def _tensor_difference(

@@ -7,6 +7,7 @@ from pathlib import Path
 from mltune_cli.errors import NoVerdictError
 from mltune_cli.reproduction.comparison import compare_records
 from mltune_cli.reproduction.report import FirstDifference
+from mltune_cli.reproduction.resumed_stream import ResumedStream
 from mltune_cli.witness.record import WitnessRecord
 
 _TROUBLE = "trouble.txt"
@@ -60,15 +61,33 @@ class OrderedComparison:
     def __init__(self, run_count: int) -> None:
         self._records: list[dict[str, list[WitnessRecord]]] = [{} for _ in range(run_count)]
         self._unseeded: dict[tuple[int, str], set[str]] = {}
+        # Of a run that was killed, the streams that it had written until then.
+        self._killed: dict[int, frozenset[str]] = {}
+        self._resumed: dict[int, dict[str, ResumedStream]] = {}
         self.compared_steps = 0
 
     def steps(self, run: int) -> int:
         """Return the last step that a run's processes have all reported."""
-        streams = self._records[run].values()
-        return min((max(r.step for r in records) for records in streams), default=0)
+        resumed = self._resumed.get(run, {})
+        last = [
+            max(record.step for record in records)
+            for stream, records in self._records[run].items()
+            if stream not in resumed
+        ]
+        return min([*last, *(stream.last_step for stream in resumed.values())], default=0)
+
+    def begin_again(self, run: int) -> None:
+        """Take note that a run was killed: what comes now is from its second start.
+
+        The first run must have come to its end.
+        """
+        self._killed[run] = frozenset(self._records[run])
+        self._resumed[run] = {}
 
     def add(self, run: int, stream: str, record: WitnessRecord) -> FirstDifference | None:
         """Take the next record of a process of run `run` (from 0); return what differs."""
+        if run in self._killed and stream not in self._killed[run]:
+            return self._add_resumed(run, stream, record)
         records = self._records[run].setdefault(stream, [])
         records.append(record)
         place = len(records) - 1
@@ -86,6 +105,24 @@ class OrderedComparison:
                 return difference
             self.compared_steps = max(self.compared_steps, record.step)
         return None
+
+    def _add_resumed(self, run: int, stream: str, record: WitnessRecord) -> FirstDifference | None:
+        name = _resumed_name(stream, self._killed[run])
+        reference = self._records[0].get(name, [])
+        if name not in self._resumed[run]:
+            killed = self._records[run].get(name, [])
+            self._resumed[run][name] = ResumedStream(
+                reference,
+                max((earlier.step for earlier in killed), default=0),
+                name,
+                run,
+                self._unseeded.get((run, name), set()),
+            )
+        resumed = self._resumed[run][name]
+        difference = resumed.add(record)
+        if difference is None:
+            self.compared_steps = max(self.compared_steps, resumed.last_step)
+        return difference
 
     def _ignored(
         self, reference: WitnessRecord, candidate: WitnessRecord, key: tuple[int, str]
@@ -107,7 +144,12 @@ class OrderedComparison:
         for other, records in enumerate(self._records[1:], start=1):
             for stream in sorted(first.keys() | records.keys()):
                 mine, theirs = first.get(stream, []), records.get(stream, [])
-                if len(mine) != len(theirs):
+                resumed = self._resumed.get(other, {}).get(stream)
+                if resumed is not None:
+                    difference = resumed.missing()
+                    if difference is not None:
+                        return difference
+                elif len(mine) != len(theirs):
                     longer = max(mine, theirs, key=len)
                     return FirstDifference(
                         step=longer[min(len(mine), len(theirs))].step,
@@ -118,6 +160,17 @@ class OrderedComparison:
                         process=stream,
                     )
         return None
+
+
+def _resumed_name(stream: str, killed: frozenset[str]) -> str:
+    """Return the name that a stream of the second start has in a run that was not killed.
+
+    The files of the first start are still there, so those of the second have higher numbers.
+    """
+    stem, _, number = stream.partition(".")
+    earlier = sum(name.partition(".")[0] == stem for name in killed)
+    place = int(number or 1) - earlier
+    return stem if place <= 1 else f"{stem}.{place}"
 
 
 def _without(record: WitnessRecord, stages: set[str]) -> WitnessRecord:

@@ -138,7 +138,9 @@ def test_a_planted_difference_is_found_at_its_place(
     step: int,
     stage: str,
 ) -> None:
-    result = mltune("repro-check", "--json", *short, cwd=tmp_path, env=planted(code))
+    result = mltune(
+        "repro-check", "--json", "--no-explain", *short, cwd=tmp_path, env=planted(code)
+    )
     assert result.code == 1, result.stderr
     report = json.loads(result.stdout)
     difference = report["first_difference"]
@@ -152,7 +154,9 @@ def test_a_planted_difference_is_found_at_its_place(
 def test_a_trained_weight_one_ulp_off_shows_in_the_next_step(
     mltune: MltuneRun, planted: Planted, short: tuple[str, ...], tmp_path: Path
 ) -> None:
-    result = mltune("repro-check", "--json", *short, cwd=tmp_path, env=planted(TRAINED_ULP))
+    result = mltune(
+        "repro-check", "--json", "--no-explain", *short, cwd=tmp_path, env=planted(TRAINED_ULP)
+    )
     assert result.code == 1, result.stderr
     difference = json.loads(result.stdout)["first_difference"]
     assert difference["step"] == 3
@@ -165,7 +169,7 @@ def test_both_runs_stop_at_the_first_difference(
 ) -> None:
     """Two runs of 2,000 steps that part in step 2 do not run to their end."""
     result = mltune(
-        "repro-check", "--json", "--set", "train.max_steps=2000",
+        "repro-check", "--json", "--no-explain", "--set", "train.max_steps=2000",
         "--set", "evaluate.every_steps=0", cwd=tmp_path, env=planted(OTHER_ROW_AT_STEP_2),
     )  # fmt: skip
     assert result.code == 1, result.stderr
@@ -249,7 +253,7 @@ def test_three_runs_name_the_odd_one(
     mltune: MltuneRun, planted: Planted, short: tuple[str, ...], tmp_path: Path
 ) -> None:
     odd = planted(OTHER_ROW_AT_STEP_2, run="run-3")
-    result = mltune("repro-check", "--runs", "3", *short, cwd=tmp_path, env=odd)
+    result = mltune("repro-check", "--runs", "3", "--no-explain", *short, cwd=tmp_path, env=odd)
     assert result.code == 1, result.stderr
     assert "(runs 1 and 3)" in result.stdout
 

@@ -56,7 +56,9 @@ def check(mltune: Any, tmp_path: Path) -> Check:
         for name in ("at_step", "before_update", "after_update"):
             filled[name] = filled.get(name, "pass").replace("\n", "\n    ")
         script.write_text(SCRIPT.format(**{**CLEAN, **filled}))
-        result = mltune("repro-check", *flags, "--", *launcher, script, "{run}", cwd=tmp_path)
+        result = mltune(
+            "repro-check", "--no-explain", *flags, "--", *launcher, script, "{run}", cwd=tmp_path
+        )
         report = tmp_path / "repro_output" / "report.json"
         fields = json.loads(report.read_text()) if report.is_file() else {}
         return result.code, fields, result.stdout + result.stderr

@@ -1,0 +1,166 @@
+"""Runs a command again: with a trace of one step, or under a condition that both runs have."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mltune_cli.errors import NoVerdictError
+from mltune_cli.launching.command_process import CommandProcess
+from mltune_cli.launching.held_signals import held_signals
+from mltune_cli.reproduction.conditions.draft import Condition
+from mltune_cli.reproduction.conditions.parsing import parse_condition
+from mltune_cli.reproduction.conditions.prepared import prepared_command
+from mltune_cli.reproduction.explanation_folder import ExplanationFolder
+from mltune_cli.reproduction.localising import TracedPair
+from mltune_cli.reproduction.report import FirstDifference
+from mltune_cli.reproduction.trace_comparison import TraceFiles
+from mltune_cli.reproduction.witness_files import OrderedComparison, WitnessFiles
+from mltune_cli.witness.record import WitnessRecord
+from mltune_cli.witness.trace_record import TraceRequest
+
+# Stands in a command for the run's own folder.
+_RUN_FOLDER = "{run}"
+_POLL_SECONDS = 0.05
+
+
+@dataclass
+class CommandLaboratory:
+    """See `explaining.Laboratory`.
+
+    Attributes:
+        command: program and arguments.
+        folder: of the check; its runs are in `run-1`, `run-2`, ...
+        inherited: the environment.
+        variation: conditions that the first run did not have.
+        deadline: by `time.monotonic`; None waits for ever.
+    """
+
+    command: Sequence[str]
+    folder: Path
+    inherited: Mapping[str, str]
+    variation: Sequence[Condition]
+    deadline: float | None
+
+    def __post_init__(self) -> None:
+        self._explanation = ExplanationFolder(self.folder / "explanation")
+
+    def tidy(self) -> None:
+        """See `explaining.Laboratory`."""
+        self._explanation.tidy()
+
+    @property
+    def can_trace(self) -> bool:
+        """A run that is killed and resumed takes its steps in two processes."""
+        return all(condition.name != "kill-and-resume" for condition in self.variation)
+
+    def records(self, run: int, process: str) -> list[WitnessRecord]:
+        """See `explaining.Laboratory`."""
+        return _read(self.folder / f"run-{run}" / "witness", process)
+
+    def traced(self, run: int, request: TraceRequest, process: str) -> TraceFiles:
+        """See `explaining.Laboratory`."""
+        conditions = self.variation if run > 1 else ()
+        folder = self._explanation.new_trace(run)
+        trace = TraceFiles(folder / "witness", process)
+        self._run_until(folder, conditions, {"MLTUNE_TRACE": request.to_json()}, trace.is_whole)
+        return trace
+
+    def traced_pair(self, runs: tuple[int, int], request: TraceRequest, process: str) -> TracedPair:
+        """See `explaining.Laboratory`."""
+        first, second = (self.traced(run, request, process) for run in runs)
+        earlier = _compared(
+            [_read(trace.folder, process) for trace in (first, second)], process, request.step - 1
+        )
+        return TracedPair((first, second), earlier)
+
+    def try_pair(self, conditions: Sequence[str], last_step: int) -> FirstDifference | None:
+        """See `explaining.Laboratory`."""
+        made = [parse_condition(text, self.inherited) for text in conditions]
+        folders = []
+        for _ in range(2):
+            folder = self._explanation.new_experiment()
+            seen = _Seen(folder / "witness", last_step)
+            self._run_until(folder, made, {}, seen.has_come)
+            folders.append(folder / "witness")
+        streams = sorted({stream for folder in folders for stream, _ in _all(folder)})
+        for stream in streams:
+            difference = _compared([_read(folder, stream) for folder in folders], stream, last_step)
+            if difference is not None:
+                return difference
+        return None
+
+    def _run_until(
+        self,
+        folder: Path,
+        conditions: Sequence[Condition],
+        variables: Mapping[str, str],
+        is_done: Callable[[], bool],
+    ) -> None:
+        """Run the command until what was looked for is there.
+
+        Raises:
+            NoVerdictError: it ended before, or the time is up.
+        """
+        files = folder / "files"
+        files.mkdir()
+        command = [part.replace(_RUN_FOLDER, str(files)) for part in self.command]
+        ready = prepared_command(command, self.inherited, conditions, folder / "conditions")
+        process = None
+        try:
+            with held_signals():
+                process = CommandProcess(
+                    ready.command,
+                    folder / "witness",
+                    {**ready.environment, **variables},
+                    lambda line: None,  # noqa: ARG005 - it was shown when the run was compared
+                    cwd=ready.cwd,
+                    umask=ready.umask,
+                )
+            while process.is_running and not is_done():
+                if self.deadline is not None and time.monotonic() > self.deadline:
+                    raise NoVerdictError("the time that --timeout gives is up")
+                time.sleep(_POLL_SECONDS)
+            if not is_done():
+                failure = process.failure() or "it ended before the end of the step"
+                raise NoVerdictError(failure)
+        finally:
+            if process is not None:
+                process.stop()
+
+
+class _Seen:
+    """Tells when all processes of a run have reported a step."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._files = WitnessFiles(folder)
+        self._step = step
+        self._reached: dict[str, int] = {}
+
+    def has_come(self) -> bool:
+        for stream, record in self._files.new_records():
+            self._reached[stream] = max(record.step, self._reached.get(stream, 0))
+        return bool(self._reached) and min(self._reached.values()) >= self._step
+
+
+def _all(folder: Path) -> list[tuple[str, WitnessRecord]]:
+    return list(WitnessFiles(folder).new_records())
+
+
+def _read(folder: Path, process: str) -> list[WitnessRecord]:
+    return [record for stream, record in _all(folder) if stream == process]
+
+
+def _compared(
+    runs: Sequence[Sequence[WitnessRecord]], process: str, last_step: int
+) -> FirstDifference | None:
+    """Return where two runs part up to a step."""
+    comparison = OrderedComparison(len(runs))
+    for number, records in enumerate(runs):
+        for record in records:
+            if record.step > last_step:
+                break
+            difference = comparison.add(number, process, record)
+            if difference is not None:
+                return difference
+    return None

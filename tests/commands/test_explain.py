@@ -1,0 +1,82 @@
+"""Where runs part, `repro-check` names the operation and the cause: recipes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MltuneRun = Callable[..., Any]
+
+SHORT = (
+    "--set", "train.max_steps=3", "--set", "train.warmup_steps=0", "--set",
+    "evaluate.every_steps=0", "--set", "checkpoint.every_steps=1",
+)  # fmt: skip
+MODULE = "layers.1.mlp.down_proj"
+# Code that runs before a step of the second run; see conftest.
+BEFORE_STEP = """
+from mltune_cli.training import loop
+take = loop.train_step
+def faulty(state, *args, **kwargs):
+    if state.step + 1 == {step}:
+        {fault}
+    return take(state, *args, **kwargs)
+loop.train_step = faulty
+"""
+# One ulp, written past torch.
+WRITE = f"""
+import ctypes
+weight = dict(state.model.named_parameters())
+name = next(name for name in weight if "{MODULE}" in name and "lora" not in name)
+ctypes.c_uint8.from_address(weight[name].data_ptr()).value ^= 1
+"""
+
+
+def report_of(result: Any) -> dict[str, Any]:
+    assert result.code == 1, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def test_a_silent_write_is_found_at_the_module_that_reads_it(
+    mltune: MltuneRun, planted: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    fault = "; ".join(line for line in WRITE.strip().splitlines())
+    result = mltune(
+        "repro-check", "--json", *SHORT, cwd=tmp_path,
+        env=planted(BEFORE_STEP.format(step=2, fault=fault)),
+    )  # fmt: skip
+    report = report_of(result)
+    assert report["first_difference"]["step"] == 2
+    where = report["localisation"]
+    assert (where["step"], where["phase"], where["differs"]) == (2, "forward", "input")
+    assert where["module"].endswith(MODULE) or where["module"].endswith(f"{MODULE}.base_layer")
+    assert where["was_written_outside"]
+    (tensor,) = where["tensors"]
+    assert tensor["differing"] == 1
+    assert tensor["largest_ulps"] == 1
+    assert report["diagnosis"]["cause"] == "untraced-write"
+    # Run again from the checkpoint of step 1; traces stay, weights and kept tensors do not.
+    kept = {path.name for path in (tmp_path / "repro_output" / "explanation").rglob("*")}
+    assert kept == {"1-trace-of-run-1", "2-trace-of-run-2", "trace", "main.jsonl"}
+
+
+def test_a_varied_key_is_found_at_the_optimizer(mltune: MltuneRun, tmp_path: Path) -> None:
+    result = mltune(
+        "repro-check", "--json", *SHORT, "--set", "train.schedule=constant",
+        "--vary", "train.schedule=linear", cwd=tmp_path,
+    )  # fmt: skip
+    report = report_of(result)
+    assert report["variation"] == ["train.schedule=linear"]
+    assert report["first_difference"]["stage"] == "hyperparameters"
+    assert report["localisation"]["phase"] == "optimizer"
+    assert report["diagnosis"]["cause"] == "recipe-key"
+
+
+def test_nothing_is_looked_for_where_it_is_not_wanted(mltune: MltuneRun, tmp_path: Path) -> None:
+    result = mltune(
+        "repro-check", "--json", "--no-explain", *SHORT, "--vary", "train.learning_rate=0.004",
+        cwd=tmp_path,
+    )  # fmt: skip
+    report = report_of(result)
+    assert (report["localisation"], report["diagnosis"]) == (None, None)
+    assert not (tmp_path / "repro_output" / "explanation").exists()

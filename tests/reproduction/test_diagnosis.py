@@ -1,0 +1,202 @@
+"""Causes are named where something convicts them, and nothing else is named."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from mltune_cli.errors import NoVerdictError
+from mltune_cli.reproduction.causes import CAUSES
+from mltune_cli.reproduction.diagnosis import Case, diagnose
+from mltune_cli.reproduction.report import Diagnosis, FirstDifference, Localisation
+from mltune_cli.witness.record import WitnessRecord
+
+
+def difference(stage: str = "loss", step: int = 3) -> FirstDifference:
+    return FirstDifference(
+        step=step, stage=stage, stages=[stage], runs=(1, 2), values=("a", "b"), process="main"
+    )
+
+
+def place(differs: str = "output", **fields: Any) -> Localisation:
+    given = {
+        "step": 3, "process": "main", "record": 7, "operation": "aten.mm.default",
+        "phase": "forward", "module": "Net.a", "node": None, "frame": "x.py:3 in f",
+    }  # fmt: skip
+    return Localisation(**{**given, "differs": differs, **fields})
+
+
+class Experiments:
+    """Pairs part unless they have one of the conditions that make them agree."""
+
+    def __init__(self, *cures: str) -> None:
+        self.cures = cures
+        self.tried: list[tuple[str, ...]] = []
+
+    def __call__(self, conditions: Sequence[str], last_step: int) -> FirstDifference | None:
+        self.tried.append(tuple(conditions))
+        named = " ".join(conditions)
+        agrees = any(cure in named if cure else not conditions for cure in self.cures)
+        return None if agrees else difference(step=last_step)
+
+
+def case(**fields: Any) -> Case:
+    given: dict[str, Any] = {
+        "difference": difference(), "localisation": None, "has_parted_again": True,
+        "is_fickle": False, "records": ([], []),
+    }  # fmt: skip
+    return Case(**{**given, **fields})
+
+
+@pytest.mark.parametrize(
+    ("cure", "cause"),
+    [
+        ("hash-seed", "hash-seed"),
+        ("seeds", "unseeded-random-numbers"),
+        ("clock", "clock"),
+        ("threads", "thread-count"),
+        ("deterministic", "nondeterministic-operation"),
+        ("nothing-helps", "unknown"),
+    ],
+)
+def test_a_condition_that_makes_runs_agree_is_the_cause(cure: str, cause: str) -> None:
+    found = diagnose(case(), Experiments(cure))
+    assert found.cause == cause
+    assert found.remedy == CAUSES[cause].remedy
+    if cause != "unknown":
+        assert "they agree" in found.evidence[-1]
+
+
+def test_at_the_start_unseeded_numbers_are_the_initialisation() -> None:
+    found = diagnose(case(difference=difference("parameters", 0)), Experiments("seeds"))
+    assert found.cause == "unseeded-initialisation"
+
+
+def test_a_difference_that_comes_and_goes_needs_several_pairs() -> None:
+    experiments = Experiments("clock")
+    assert diagnose(case(is_fickle=True), experiments).cause == "clock"
+    assert sum("clock" in "".join(tried) for tried in experiments.tried) == 4
+
+
+def test_runs_that_agree_later_convict_no_condition() -> None:
+    """Where pairs agree without any condition, one under a condition proves nothing."""
+    found = diagnose(case(has_parted_again=False), Experiments("", "hash-seed"))
+    assert found.cause == "unknown"
+    left = diagnose(
+        case(has_parted_again=False, left_files=["run 1 left files: cache.pt"]), Experiments("")
+    )
+    assert left.cause == "cold-cache"
+    assert "cache.pt" in left.evidence[-1]
+
+
+@pytest.mark.parametrize(
+    ("where", "cause"),
+    [
+        (place(), "nondeterministic-operation"),
+        (place(is_convicted=True), "nondeterministic-operation"),
+        (place(reads_uninitialised=True), "uninitialised-memory"),
+        (place("input", was_written_outside=True, made_by="aten.relu.default"), "untraced-write"),
+    ],
+)
+def test_what_the_trace_convicts_needs_no_experiment(where: Localisation, cause: str) -> None:
+    experiments = Experiments()
+    found = diagnose(case(localisation=where), experiments)
+    assert found.cause == cause
+    assert "aten.mm.default in Net.a at x.py:3 in f" in found.evidence[-1]
+    assert experiments.tried == []
+
+
+@pytest.mark.parametrize(
+    ("where", "cause"),
+    [
+        (place("operation", values=("aten.mm at a", "aten.add at b")), "control-flow"),
+        (place("operation", values=("aten.rand.default at a", "x")), "random-numbers-consumed"),
+        (place("argument", values=("1", "2")), "outside-value"),
+        (place("input"), "outside-value"),
+    ],
+)
+def test_what_no_experiment_explains_is_told_as_it_was_seen(
+    where: Localisation, cause: str
+) -> None:
+    assert diagnose(case(localisation=where), Experiments()).cause == cause
+
+
+def varied(*variation: str, cures: tuple[str, ...] = ("",)) -> Diagnosis:
+    return diagnose(case(variation=variation), Experiments(*cures))
+
+
+@pytest.mark.parametrize(
+    ("variation", "cause"),
+    [
+        ("hash-seed=1", "hash-seed"),
+        ("directory-order=shuffled", "directory-order"),
+        ("threads=2", "thread-count"),
+        ("processes=2", "number-of-processes"),
+        ("evaluation=1", "evaluation-cadence"),
+        ("kill-and-resume=2", "resume"),
+        ("argument=--eval_steps 2", "argument"),
+        ("env.LANG=C", "environment-variable"),
+        ("train.learning_rate=1", "recipe-key"),
+    ],
+)
+def test_a_variation_is_blamed_where_runs_agree_without_it(variation: str, cause: str) -> None:
+    found = varied(variation)
+    assert found.cause == cause
+    assert found.evidence[-1] == f"with {variation} in the second run they part"
+
+
+def test_a_variation_is_not_blamed_where_runs_part_without_it() -> None:
+    assert varied("hash-seed=1", cures=("clock",)).cause == "clock"
+
+
+def test_two_variations_are_not_guessed_between() -> None:
+    assert varied("hash-seed=1", "threads=2").cause == "unknown"
+
+
+def start(**settings: Any) -> WitnessRecord:
+    return WitnessRecord(0, {}, "Adam 1", {"seeds": [0], "settings": {"threads": 1, **settings}})
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("threads", "thread-count"),
+        ("matmul precision", "precision-setting"),
+        ("torch", "environment"),
+    ],
+)
+def test_other_settings_are_named(name: str, cause: str) -> None:
+    found = diagnose(
+        case(records=([start(**{name: "a"})], [start(**{name: "b"})])), Experiments("clock")
+    )
+    assert found.cause == cause
+    assert found.evidence == [f"{name} was a in one run and b in the other"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "cause"), [(["y", "x"], "data-order"), (["x", "z"], "data-content")]
+)
+def test_rows_in_another_order_are_told_from_other_rows(rows: list[str], cause: str) -> None:
+    def run(first: list[str]) -> list[WitnessRecord]:
+        return [WitnessRecord(3, {}, "Adam 1", {"rows": first})]
+
+    known = case(difference=difference("batch"), records=(run(["x", "y"]), run(rows)))
+    assert diagnose(known, Experiments()).cause == cause
+
+
+def test_an_experiment_that_fails_is_told_and_ends_the_search() -> None:
+    def fail(conditions: Sequence[str], last_step: int) -> FirstDifference | None:
+        raise NoVerdictError(f"no {conditions} up to {last_step}")
+
+    found = diagnose(case(), fail)
+    assert found.cause == "unknown"
+    assert "an experiment failed" in found.evidence[-1]
+
+
+def test_every_cause_has_a_remedy() -> None:
+    check: Callable[[str], bool] = str.islower
+    for name, cause in CAUSES.items():
+        assert name == cause.name
+        assert cause.title
+        assert cause.remedy
+        assert check(name.replace("-", ""))

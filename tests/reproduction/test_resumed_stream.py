@@ -1,0 +1,123 @@
+"""A resumed process against one that went through: where it stands, and where they part."""
+
+import pytest
+
+from mltune_cli.reproduction.resumed_stream import ResumedStream
+from mltune_cli.reproduction.witness_files import OrderedComparison
+from mltune_cli.witness.record import WitnessRecord
+
+
+def record(step: int, parameters: str, source: str = "A", **digests: str) -> WitnessRecord:
+    facts = {"rows": digests.pop("rows").split()} if "rows" in digests else {}
+    if step:
+        digests = {"rng": f"r{parameters}", "loss": f"l{parameters}", **digests}
+    return WitnessRecord(step, {**digests, "parameters": parameters}, source, facts)
+
+
+WHOLE = [record(step, f"p{step}") for step in range(6)]
+
+
+def resumed(*records: WitnessRecord, killed: int = 3, whole: list[WitnessRecord] = WHOLE):  # type: ignore[no-untyped-def]
+    stream = ResumedStream(whole, killed, "main", 1, set())
+    for one in records:
+        difference = stream.add(one)
+        if difference is not None:
+            return difference
+    return stream.missing()
+
+
+def steps(first: int, last: int = 5) -> list[WitnessRecord]:
+    """What a process writes that started from the state after step `first`."""
+    later = [
+        WitnessRecord(r.step - first, r.digests, r.source) for r in WHOLE[first + 1 : last + 1]
+    ]
+    return [record(0, f"p{first}"), *later]
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+def test_it_may_start_from_any_earlier_state(start: int) -> None:
+    assert resumed(*steps(start)) is None
+
+
+def test_a_state_that_was_never_there_is_a_difference() -> None:
+    difference = resumed(record(0, "other"))
+    assert (difference.step, difference.stage, difference.runs) == (3, "resume", (1, 2))
+    assert difference.values == ("p3", "other")
+
+
+def test_a_state_from_after_the_kill_is_a_difference() -> None:
+    assert resumed(record(0, "p4")).stage == "resume"
+
+
+def test_the_first_step_that_parts_is_counted_from_the_start_of_the_training() -> None:
+    difference = resumed(*steps(2, last=3), record(2, "p4", loss="other"))
+    assert (difference.step, difference.stage) == (4, "loss")
+
+
+def test_a_step_too_few_or_too_many_is_a_difference() -> None:
+    few, many = resumed(*steps(2, last=4)), resumed(*steps(2), record(4, "p6"))
+    assert (few.step, few.stage) == (5, "missing")
+    assert (many.step, many.stage) == (6, "missing")
+
+
+def test_equal_states_leave_open_which_one_it_was() -> None:
+    """A learning rate of 0 in the first step leaves the parameters as they are."""
+    whole = [record(0, "p"), record(1, "p", loss="a"), record(2, "q", loss="b")]
+    for start in (0, 1):
+        later = [WitnessRecord(r.step - start, r.digests, "A") for r in whole[start + 1 :]]
+        assert resumed(record(0, "p"), *later, killed=1, whole=whole) is None
+
+
+def test_generators_are_a_difference_where_something_comes_of_it() -> None:
+    alone = [record(0, "p3"), record(1, "p4", rng="x"), record(2, "p5", rng="x")]
+    assert resumed(*alone) is None
+    used = resumed(record(0, "p3"), record(1, "other", rng="x", loss="y"))
+    assert (used.step, used.stage) == (4, "rng")
+
+
+def test_batches_that_were_skipped_are_no_difference() -> None:
+    whole = [
+        record(0, "p0"),
+        *(record(n, f"p{n}", batch=f"b{n}", rows=f"{n} {n}") for n in (1, 2, 3)),
+    ]
+    skipped = record(1, "p3", batch="b1-3", rows="1 1 2 2 3 3")
+    assert resumed(record(0, "p2"), skipped, killed=2, whole=whole) is None
+    others = record(1, "other", batch="b1-3", rows="1 1 3 3 2 2", loss="z")
+    assert resumed(record(0, "p2"), others, killed=2, whole=whole).stage == "batch"
+
+
+def test_of_several_optimizers_the_one_that_steps_next_tells_where() -> None:
+    whole = [record(0, "a0"), record(1, "a1"), record(0, "b0", "B"), record(2, "b2", "B")]
+    whole += [record(3, "a3"), record(4, "b4", "B"), record(5, "a5"), record(6, "b6", "B")]
+    later = [record(0, "a3"), record(1, "a5"), record(0, "b4", "B"), record(2, "b6", "B")]
+    assert resumed(*later, killed=4, whole=whole) is None
+    later[2] = record(0, "b2", "B")
+    assert resumed(*later, killed=4, whole=whole).stage == "parameters"
+
+
+def test_files_of_the_second_start_are_matched_with_those_of_the_first() -> None:
+    comparison = OrderedComparison(2)
+    for one in WHOLE:
+        for stream in ("rank-0", "rank-1"):
+            assert comparison.add(0, stream, one) is None
+    for one in WHOLE[:4]:
+        for stream in ("rank-0", "rank-1"):
+            assert comparison.add(1, stream, one) is None
+    comparison.begin_again(1)
+    for one in steps(2):
+        for stream in ("rank-0.2", "rank-1.2"):
+            assert comparison.add(1, stream, one) is None
+    assert comparison.missing() is None
+    assert (comparison.steps(1), comparison.compared_steps) == (5, 5)
+
+
+def test_a_second_start_that_has_nothing_left_to_do_is_right() -> None:
+    for last, stage in ((5, None), (4, "missing")):
+        comparison = OrderedComparison(2)
+        for one in WHOLE:
+            comparison.add(0, "main", one)
+        for one in WHOLE[: last + 1]:
+            comparison.add(1, "main", one)
+        comparison.begin_again(1)
+        found = comparison.missing()
+        assert (found and found.stage) == stage
