@@ -4,7 +4,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,10 +13,6 @@ import torch
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
-)
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
 )
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -52,12 +48,10 @@ class CallSites:
         self._in_optimizer = False
 
     def install(self) -> None:
-        """Begin to follow modules and optimizers."""
+        """Begin to follow modules."""
         self._undo = [
             register_module_forward_pre_hook(self._enter).remove,
             register_module_forward_hook(self._leave, always_call=True).remove,
-            register_optimizer_step_pre_hook(partial(self._note_optimizer, True)).remove,
-            register_optimizer_step_post_hook(partial(self._note_optimizer, False)).remove,
         ]
 
     def remove(self) -> None:
@@ -86,7 +80,8 @@ class CallSites:
         self._of_nodes.setdefault(torch._C._autograd._get_sequence_nr() - 1, site)
         return site
 
-    def _note_optimizer(self, begins: bool, *given: Any) -> None:  # noqa: ARG002 - given
+    def note_optimizer(self, *, begins: bool) -> None:
+        """Take note that an optimizer's step begins, or has ended."""
         self._in_optimizer = begins
 
     def _enter(self, module: torch.nn.Module, inputs: Any) -> None:  # noqa: ARG002 - given

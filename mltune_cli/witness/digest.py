@@ -7,7 +7,8 @@ so permutations, pairs of sign flips and one-ulp changes do not cancel. Bits are
 values: 0 differs from -0, and a NaN equals the same NaN.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -18,7 +19,56 @@ from mltune_cli.witness.record import bytes_digest
 _INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLIER_2 = 0x94D049BB133111EB - (1 << 64)
-_BUCKET_WORDS = 1 << 22
+_BUCKET_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class PendingDigest:
+    """A digest that is being computed; the device need not be waited for yet.
+
+    Attributes:
+        header: names, dtypes and shapes.
+        sums: one for each device; int64, no dimensions.
+    """
+
+    header: str
+    sums: tuple[torch.Tensor, ...]
+
+
+def pending_digest(
+    tensors: Mapping[str, torch.Tensor], compute_on: torch.device | None = None
+) -> PendingDigest:
+    """Begin to compute the digest of named tensors, as they are now.
+
+    Args:
+        tensors: dense tensors of any dtype, on any device; names are taken in their given order.
+        compute_on: where to, piece by piece, the bits are brought; None computes where they are.
+    """
+    header = ";".join(f"{name}:{t.dtype}:{tuple(t.shape)}" for name, t in tensors.items())
+    sums: dict[torch.device, torch.Tensor] = {}
+    position = 0
+    with torch.no_grad():
+        for words in _buckets(tensors.values()):
+            bucket = words if compute_on is None else words.to(compute_on)
+            mixed = mixed_sum(bucket, position)
+            position += bucket.numel()
+            total = sums.get(bucket.device)
+            sums[bucket.device] = mixed if total is None else total + mixed
+    return PendingDigest(header, tuple(sums.values()))
+
+
+def resolved(pending: Sequence[PendingDigest]) -> list[str]:
+    """Return digests of 16 hexadecimal digits, reading each device once."""
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for one in pending:
+        for value in one.sums:
+            by_device.setdefault(value.device, []).append(value)
+    values = {device: iter(torch.stack(sums).tolist()) for device, sums in by_device.items()}
+    digests = []
+    for one in pending:
+        total = sum(next(values[value.device]) for value in one.sums) % (1 << 64)
+        digests.append(bytes_digest(f"{one.header}|{total:016x}".encode()))
+    return digests
 
 
 def tensors_digest(
@@ -30,17 +80,7 @@ def tensors_digest(
         tensors: dense tensors of any dtype, on any device; names are taken in their given order.
         compute_on: where to, piece by piece, the bits are brought; None computes where they are.
     """
-    header = ";".join(f"{name}:{t.dtype}:{tuple(t.shape)}" for name, t in tensors.items())
-    sums: dict[torch.device, torch.Tensor] = {}
-    position = 0
-    for words in _buckets(tensors.values()):
-        bucket = words if compute_on is None else words.to(compute_on)
-        mixed = mixed_sum(bucket, position)
-        position += bucket.numel()
-        total = sums.get(bucket.device)
-        sums[bucket.device] = mixed if total is None else total + mixed
-    total_sum = sum(int(value.item()) for value in sums.values()) % (1 << 64)
-    return bytes_digest(f"{header}|{total_sum:016x}".encode())
+    return resolved([pending_digest(tensors, compute_on)])[0]
 
 
 def mixed_sum(words: torch.Tensor, first_position: int) -> torch.Tensor:
@@ -66,20 +106,37 @@ def mixed_sum(words: torch.Tensor, first_position: int) -> torch.Tensor:
 
 
 def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Join small tensors and cut large ones, so that neither calls nor memory grow."""
+    """Join small tensors of one kind and cut large ones, so that neither calls nor memory grow."""
     waiting: list[torch.Tensor] = []
     held = 0
     for tensor in tensors:
-        for words in torch.split(as_words(tensor), _BUCKET_WORDS):
-            if waiting and (
-                held + words.numel() > _BUCKET_WORDS or words.device != waiting[0].device
-            ):
-                yield torch.cat(waiting)
-                waiting, held = [], 0
-            waiting.append(words)
-            held += words.numel()
+        count = tensor.numel()
+        is_same = bool(waiting) and (
+            tensor.dtype is waiting[0].dtype and tensor.device == waiting[0].device
+        )
+        if waiting and (not is_same or held + count > _BUCKET_ELEMENTS):
+            yield _joined(waiting)
+            waiting, held = [], 0
+        if count > _BUCKET_ELEMENTS:
+            for piece in torch.split(tensor.detach().reshape(-1), _BUCKET_ELEMENTS):
+                yield as_words(piece)
+        elif count:
+            waiting.append(tensor)
+            held += count
     if waiting:
-        yield torch.cat(waiting)
+        yield _joined(waiting)
+
+
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Return the words of tensors of one dtype on one device, in order."""
+    if len(tensors) == 1 or tensors[0].dtype not in _JOINABLE:
+        return torch.cat([as_words(tensor) for tensor in tensors])
+    # One call for hundreds of tensors: views of each would take longer than the arithmetic.
+    return as_words(torch._C._nn.flatten_dense_tensors(tensors))
+
+
+# Everything that trained parameters, their gradients and optimizer states usually are.
+_JOINABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def as_words(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+# Stands for the operations before the trace, of which digests say that their results were equal.
+BEFORE = -1
 # Above this a partial write counts as a whole one: the map would be as large as the memory.
 _LARGEST_MAP = 1 << 28
 
@@ -31,6 +33,12 @@ class Memory:
     """The storages that operations were seen to write."""
 
     _pieces: dict[int, _Piece] = field(default_factory=dict)
+
+    def is_there(self, tensor: torch.Tensor) -> None:
+        """Note memory whose contents are known from before the first operation."""
+        piece = self._piece(tensor)
+        if piece is not None:
+            piece.made_by = BEFORE
 
     def allocated(self, tensor: torch.Tensor, record: int) -> None:
         """Note memory that an operation has only reserved."""

@@ -8,7 +8,7 @@ drawn.
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,6 +21,7 @@ from torch.optim.optimizer import (
 )
 from torch.utils.data import dataloader
 
+from mltune_cli.witness.digest import PendingDigest, resolved
 from mltune_cli.witness.naming import NamedModel, find_model
 from mltune_cli.witness.record import WitnessRecord, bytes_digest, chained_digest
 from mltune_cli.witness.seeding import SeedWatch
@@ -29,6 +30,7 @@ from mltune_cli.witness.stages import (
     held_digest,
     hyperparameters,
     optimizer_parameters,
+    pending_held,
     random_states,
     row_digests,
     settings,
@@ -50,8 +52,33 @@ class _Seen:
 
     batches: list[str] = field(default_factory=list)
     rows: list[str] = field(default_factory=list)
-    losses: list[str] = field(default_factory=list)
-    unclipped: list[str] = field(default_factory=list)
+    losses: list[PendingDigest] = field(default_factory=list)
+    unclipped: list[PendingDigest] = field(default_factory=list)
+
+
+@dataclass
+class _OpenStep:
+    """A step between the optimizer's beginning and its end.
+
+    Attributes:
+        digests: that are known.
+        pending: digests on their way from the device, by stage; read once, at the end.
+        chained: stages that are one digest of several.
+    """
+
+    digests: dict[str, str]
+    facts: dict[str, Any]
+    pending: dict[str, list[PendingDigest]] = field(default_factory=dict)
+    chained: set[str] = field(default_factory=set)
+
+    def resolve(self) -> dict[str, str]:
+        """Return all digests; waits for the device."""
+        values = iter(resolved([one for several in self.pending.values() for one in several]))
+        digests = dict(self.digests)
+        for stage, several in self.pending.items():
+            found = [next(values) for _ in several]
+            digests[stage] = chained_digest(found) if stage in self.chained else found[0]
+        return digests
 
 
 class Observer:
@@ -74,9 +101,10 @@ class Observer:
         self._stream: TextIO | None = None
         self._sources: WeakKeyDictionary[torch.optim.Optimizer, str] = WeakKeyDictionary()
         self._models: WeakKeyDictionary[torch.optim.Optimizer, NamedModel] = WeakKeyDictionary()
+        self._optimizers = 0
         self._steps = 0
         self._seen = _Seen()
-        self._open_steps: list[tuple[dict[str, str], dict[str, Any]]] = []
+        self._open_steps: list[_OpenStep] = []
         self._seeds = SeedWatch()
         self._undo: list[Callable[[], None]] = []
 
@@ -99,12 +127,17 @@ class Observer:
             # Not before: the model is loaded by then, and the first batch is not.
             self._undo.append(self._replace(torch.optim.Optimizer, "__init__", self._watch_making))
 
-    def remove(self) -> None:
-        """Stop watching, and close the file."""
+    def pause(self) -> None:
+        """Stop watching until `install` is called again; an unfinished step is forgotten."""
         self._end_trace()
         for undo in reversed(self._undo):
             undo()
         self._undo = []
+        self._seen = _Seen()
+
+    def remove(self) -> None:
+        """Stop watching, and close the file."""
+        self.pause()
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -121,7 +154,7 @@ class Observer:
     def _watch_loss(self, backward: Any) -> Any:
         def watched(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             roots = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
-            self._seen.losses.append(held_digest(dict(enumerate_names(roots))))
+            self._seen.losses.append(pending_held(dict(enumerate_names(roots))))
             return backward(tensors, *args, **kwargs)
 
         return watched
@@ -140,7 +173,7 @@ class Observer:
             if not isinstance(parameters, torch.Tensor):
                 parameters = list(parameters)  # it may be a generator
             tensors = [parameters] if isinstance(parameters, torch.Tensor) else parameters
-            self._seen.unclipped.append(held_digest(gradients(dict(enumerate_names(tensors)))))
+            self._seen.unclipped.append(pending_held(gradients(dict(enumerate_names(tensors)))))
             return clip(parameters, *args, **kwargs)
 
         return watched
@@ -149,14 +182,20 @@ class Observer:
         def watched(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
             if self._trace is None and self._steps == 0:
                 self._begin_trace()
-            return initialise(optimizer, *args, **kwargs)
+            initialise(optimizer, *args, **kwargs)
+            if self._trace is not None:
+                self._trace.know(p for _, p in optimizer_parameters(optimizer, {}))
 
         return watched
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - the signature is given
+        if self._request is not None and self._request.step == 0:
+            self._end_trace()
         # What digests compute is no operation of the training.
         with _untraced():
             self._note_before(optimizer)
+        if self._trace is not None:
+            self._trace.sites.note_optimizer(begins=True)
 
     def _note_before(self, optimizer: torch.optim.Optimizer) -> None:
         if optimizer not in self._sources:
@@ -164,28 +203,29 @@ class Observer:
         names = self._models[optimizer].names
         parameters = dict(optimizer_parameters(optimizer, names))
         seen, self._seen = self._seen, _Seen()
-        digests = {
-            **random_states(),
-            "hyperparameters": bytes_digest(hyperparameters(optimizer).encode()),
-        }
-        now = held_digest(gradients(parameters))
-        if seen.unclipped:
-            digests |= {"gradients": chained_digest(seen.unclipped), "clipped_gradients": now}
-        else:
-            digests["gradients"] = now
+        settings_now = hyperparameters(optimizer)
+        step = _OpenStep(
+            {**random_states(), "hyperparameters": bytes_digest(settings_now.encode())},
+            {"hyperparameters": settings_now},
+            chained={"loss", "gradients"} if seen.unclipped else {"loss"},
+        )
         if seen.batches:
-            digests["batch"] = chained_digest(seen.batches)
-        if seen.losses:
-            digests["loss"] = chained_digest(seen.losses)
-        facts: dict[str, Any] = {"hyperparameters": hyperparameters(optimizer)}
+            step.digests["batch"] = chained_digest(seen.batches)
         if seen.rows:
-            facts["rows"] = seen.rows
+            step.facts["rows"] = seen.rows
+        if seen.losses:
+            step.pending["loss"] = seen.losses
+        if seen.unclipped:
+            step.pending["gradients"] = seen.unclipped
+        now = "clipped_gradients" if seen.unclipped else "gradients"
+        step.pending[now] = [pending_held(gradients(parameters))]
         if self._per_tensor:
-            facts["tensors"] = {"gradients": _each(gradients(parameters))}
-        self._open_steps.append((digests, facts))
+            step.facts["tensors"] = {"gradients": _each(gradients(parameters))}
+        self._open_steps.append(step)
 
     def _note_start(self, optimizer: torch.optim.Optimizer) -> None:
-        source = f"{type(optimizer).__name__} {len(self._sources) + 1}"
+        self._optimizers += 1
+        source = f"{type(optimizer).__name__} {self._optimizers}"
         self._sources[optimizer] = source
         own = [parameter for _, parameter in optimizer_parameters(optimizer, {})]
         model = self._models[optimizer] = find_model(own)
@@ -197,32 +237,36 @@ class Observer:
         if self._per_tensor:
             facts["tensors"] = {"model": _each(model.frozen), "parameters": _each(parameters)}
         self._write(WitnessRecord(0, digests, source, facts))
-        if self._request is not None and self._request.step == 0:
-            self._end_trace()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - the signature is given
         if not self._open_steps:
             return  # watching began in the middle of this step
+        if self._trace is not None:
+            self._trace.sites.note_optimizer(begins=False)
         if self._request is not None and self._steps + 1 == self._request.step:
             self._end_trace()
         with _untraced():
-            digests, facts = self._open_steps.pop()
+            step = self._open_steps.pop()
             names = self._models[optimizer].names
             parameters = dict(optimizer_parameters(optimizer, names))
             state = dict(state_tensors(optimizer, names))
-            digests["optimizer"] = held_digest(state)
-            digests["parameters"] = held_digest(parameters)
+            step.pending["optimizer"] = [pending_held(state)]
+            step.pending["parameters"] = [pending_held(parameters)]
             if self._per_tensor:
-                facts["tensors"] |= {"optimizer": _each(state), "parameters": _each(parameters)}
+                each = {"optimizer": _each(state), "parameters": _each(parameters)}
+                step.facts["tensors"] |= each
+            digests = step.resolve()
         self._steps += 1
-        self._write(WitnessRecord(self._steps, digests, self._sources[optimizer], facts))
+        self._write(WitnessRecord(self._steps, digests, self._sources[optimizer], step.facts))
         if self._request is not None and self._steps + 1 == self._request.step:
-            self._begin_trace()
+            self._begin_trace(
+                [*self._models[optimizer].frozen.values(), *parameters.values(), *state.values()]
+            )
 
-    def _begin_trace(self) -> None:
+    def _begin_trace(self, known: Iterable[torch.Tensor] = ()) -> None:
         if self._request is not None and self._trace is None:
             self._trace = open_trace(self._folder, _stem(), self._request)
-            self._trace.begin()
+            self._trace.begin(known)
 
     def _end_trace(self) -> None:
         if self._trace is not None:

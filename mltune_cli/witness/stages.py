@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mltune_cli.witness.digest import tensors_digest
+from mltune_cli.witness.digest import PendingDigest, pending_digest, resolved
 from mltune_cli.witness.record import bytes_digest, chained_digest
 
 
@@ -167,12 +167,18 @@ def _trimmed(row: torch.Tensor) -> str:
 
 def held_digest(tensors: Mapping[Any, torch.Tensor]) -> str:
     """Return the digest of what this process holds of some tensors."""
+    return resolved([pending_held(tensors)])[0]
+
+
+def pending_held(tensors: Mapping[Any, torch.Tensor]) -> PendingDigest:
+    """Begin to compute the digest of what this process holds of some tensors, as it is now."""
     with torch.no_grad():
-        parts = {str(name): part for name, t in tensors.items() for part in [_dense(t)]}
-        return tensors_digest(parts)
+        return pending_digest({str(name): _dense(tensor) for name, tensor in tensors.items()})
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    if type(tensor) in _PLAIN_TENSORS and tensor.layout is torch.strided:
+        return tensor
     local: Any = tensor.detach()
     if hasattr(local, "to_local"):  # a tensor that is divided over processes
         local = local.to_local()
@@ -181,3 +187,6 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
         local = local.to_dense()
     held: torch.Tensor = local
     return held
+
+
+_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)

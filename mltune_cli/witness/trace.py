@@ -7,7 +7,7 @@ number and leave autograd alone.
 
 import ctypes
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,6 +42,7 @@ _COLLECTIVES = ("c10d", "_c10d_functional", "c10d_functional")
 # Not worth a second execution, or not possible.
 _EXECUTED_ONCE = ("_local_scalar_dense", "lift_fresh", "set_", "resize_", "item")
 _LONGEST_SPELLING = 400
+_FEW_TENSORS = 3
 
 
 class OperationTrace(TorchDispatchMode):
@@ -64,21 +65,31 @@ class OperationTrace(TorchDispatchMode):
         self._memory = Memory()
         self._count = 0
         self._kept_bytes = 0
-        self._sites = CallSites()
+        self.sites = CallSites()
         self._random_calls = RandomCalls(self._note_random_call)
 
-    def begin(self) -> None:
-        """Trace what this thread, and the backward passes that it starts, call from now on."""
+    def begin(self, known: Iterable[torch.Tensor] = ()) -> None:
+        """Trace what this thread, and the backward passes that it starts, call from now on.
+
+        Args:
+            known: tensors that are digested elsewhere: a difference in them came in silently.
+        """
+        self.know(known)
         self._values.mkdir(parents=True, exist_ok=True)
-        self._sites.install()
+        self.sites.install()
         self._random_calls.install()
         self.__enter__()  # type: ignore[no-untyped-call]
+
+    def know(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Note tensors whose contents are digested elsewhere."""
+        for tensor in tensors:
+            self._memory.is_there(tensor)
 
     def finish(self) -> None:
         """End the trace, and say in the file that it is whole."""
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self._random_calls.remove()
-        self._sites.remove()
+        self.sites.remove()
         self._stream.write(json.dumps({END: self._count}) + "\n")
         self._stream.close()
 
@@ -90,7 +101,7 @@ class OperationTrace(TorchDispatchMode):
         if _names(func)[0] in _SKIPPED_NAMESPACES:
             return func(*args, **kwargs)
         # First of all: what digests compute counts as well in autograd's numbering.
-        site = self._sites.here()
+        site = self.sites.here()
         if isinstance(func, OpOverload) and func.is_view:
             result = func(*args, **kwargs)
             self._write(func, args, kwargs, site)
@@ -133,7 +144,7 @@ class OperationTrace(TorchDispatchMode):
         return result
 
     def _note_random_call(self, name: str, state: str) -> None:
-        site = self._sites.here()
+        site = self.sites.here()
         self._append(
             TraceRecord(
                 name, site.phase, "", random_state=state, module=site.module, frame=site.frame,
@@ -350,6 +361,9 @@ def _spelling(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return "T"
     if isinstance(value, tuple | list):
+        are_tensors = all(isinstance(item, torch.Tensor) for item in value)
+        if len(value) > _FEW_TENSORS and are_tensors:
+            return f"{len(value)} T"
         return "[" + ", ".join(map(_spelling, value)) + "]"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}={_spelling(item)}" for key, item in value.items()) + "}"

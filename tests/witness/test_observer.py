@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from mltune_cli.bundled import bundled_model
 from mltune_cli.witness.api import witness
 from mltune_cli.witness.hf import WitnessCallback
+from mltune_cli.witness.observer import Observer
 from mltune_cli.witness.stages import hyperparameters, value_digest
+from mltune_cli.witness.trace_record import TraceRequest
 
 
 def train(steps: int = 3, **changes: Any) -> torch.nn.Module:
@@ -147,3 +149,33 @@ def test_the_trainer_of_transformers_with_the_callback(tmp_path: Path) -> None:
     assert first == records(tmp_path / "b")
     assert [record["step"] for record in first] == [0, 1, 2]
     assert all(stage in first[1] for stage in ("batch", "loss", "gradients"))
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_the_step_that_was_asked_for_is_traced(tmp_path: Path, step: int) -> None:
+    observer = Observer(tmp_path, trace=TraceRequest(step))
+    observer.install()
+    try:
+        train(steps=3)
+    finally:
+        observer.remove()
+    lines = (tmp_path / "trace" / "main.jsonl").read_text().splitlines()
+    names = [json.loads(line).get("operation", "") for line in lines]
+    assert json.loads(lines[-1]) == {"end": len(lines) - 1}
+    # Weights are drawn before step 1, which also makes the state; every step multiplies.
+    assert ("aten.uniform_.default" in names) == (step == 0)
+    phases = {json.loads(line).get("phase") for line in lines[:-1]}
+    assert ("optimizer" in phases) == (step > 0)
+    assert names.count("aten.mean.default") == 2
+
+
+def test_a_paused_observer_goes_on_in_the_same_file(tmp_path: Path) -> None:
+    observer = Observer(tmp_path)
+    for _ in range(2):
+        observer.install()
+        train(steps=1)
+        observer.pause()
+        train(steps=1)
+    observer.remove()
+    found = [(record["step"], record["source"]) for record in records(tmp_path)]
+    assert found == [(0, "Adam 1"), (1, "Adam 1"), (0, "Adam 2"), (2, "Adam 2")]

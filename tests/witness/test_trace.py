@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mltune_cli.reproduction.report import Localisation
 from mltune_cli.reproduction.trace_comparison import TraceFiles, compare_traces, convicted
-from mltune_cli.witness.trace import open_trace
+from mltune_cli.witness.trace import OperationTrace, open_trace
 from mltune_cli.witness.trace_record import TraceRecord, TraceRequest
 
 
@@ -36,16 +36,28 @@ class Net(torch.nn.Module):
 def take_step(net: torch.nn.Module, rows: torch.Tensor, **optimizer: Any) -> None:
     chosen = torch.optim.AdamW(net.parameters(), **{"lr": 1e-2, **optimizer})
     net(rows).square().mean().backward()
+    chosen.register_step_pre_hook(lambda *_: note_optimizer(begins=True))
     chosen.step()
+
+
+def note_optimizer(*, begins: bool) -> None:
+    """Tell the trace that is entered now, if one is."""
+    if traces:
+        traces[-1].sites.note_optimizer(begins=begins)
+
+
+traces: list[OperationTrace] = []
 
 
 def traced(folder: Path, call: Callable[[], object], **request: int) -> TraceFiles:
     torch.manual_seed(1)
     trace = open_trace(folder, "main", TraceRequest(1, **request))
     trace.begin()
+    traces.append(trace)
     try:
         call()
     finally:
+        traces.pop()
         trace.finish()
     return TraceFiles(folder, "main")
 
