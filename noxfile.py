@@ -103,6 +103,7 @@ def docs(session: nox.Session) -> None:
     install_project(session)
     session.run("python", "tools/write_schemas.py", "--check")
     session.run("python", "tools/write_reference.py", "--check")
+    session.run("python", "tools/write_causes.py", "--check")
     session.run("pytest", "tests/test_docs.py", *session.posargs)
 
 

@@ -1,0 +1,172 @@
+"""The table of causes, in the words of the documentation: what each is, and how it shows.
+
+Only the standard library is imported, so that the documentation can be written without torch.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cause for which two runs differ.
+
+    Attributes:
+        number: by which tests and issues call it; 0 for what came later.
+        title: the cause in a few words.
+        symptom: what is seen of it.
+        names: causes that a diagnosis gives it, as `causes.py` has them.
+        faults: scripts in `tests/faults/scripts/` that have it.
+        tests: other tests that plant it, as `FILE::TEST`.
+        hint: how to look for it, where repeating the command is not enough.
+        unplanted: why nothing plants it.
+    """
+
+    number: int
+    title: str
+    symptom: str
+    names: tuple[str, ...]
+    faults: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
+    hint: str = ""
+    unplanted: str = ""
+
+
+_GPU = "tests/faults/test_gpu_faults.py::test_a_planted_fault_of_the_gpu_is_found"
+_METAMORPHIC = "tests/faults/test_metamorphic.py::"
+_TRAINING = "tests/training/"
+
+ROWS = (
+    Row(1, "Weights drawn before a seed is set",
+        "The trained weights start from other values in each run. With LoRA the first losses are "
+        "still equal, since an adapter starts as zero; they part one step later.",
+        ("unseeded-initialisation", "seed-after-initialisation"),
+        ("plain_unseeded_init", "trainer_unseeded_adapter"),
+        ("tests/faults/test_trl_command.py::test_trl_with_peft_draws_its_adapter_before_the_seed",)),
+    Row(2, "NumPy's generator in loader processes",
+        "Every loader process augments its rows alike, or each run otherwise.",
+        ("loader-workers", "unseeded-random-numbers", "data-content"),
+        ("plain_unseeded_workers",),
+        (_METAMORPHIC + "test_loader_workers_decide_nothing",)),
+    Row(3, "The number of loader processes",
+        "A machine with other cores loads with other processes, and trains other weights.",
+        ("loader-workers",), ("plain_worker_draws",),
+        (_TRAINING + "test_evaluation.py::test_no_cadence_and_no_loader_leaves_a_trace",)),
+    Row(4, "Random rows, after a resume",
+        "A run that was interrupted sees other rows from the step after the interruption on.",
+        ("resume",), ("plain_dataset_on_resume", "trainer_dataset_on_resume")),
+    Row(5, "Evaluation draws from training's generator",
+        "Evaluating more often gives another model.",
+        ("evaluation-cadence", "argument"), ("trainer_evaluation",),
+        (_TRAINING + "test_loop.py::test_evaluation_and_logging_leave_no_trace_in_the_adapter",)),
+    Row(6, "Generators that a checkpoint does not hold",
+        "After a resume dropout masks are other ones.",
+        ("resume",), ("plain_resume_without_rng", "lightning_resume")),
+    Row(7, "The order of a set",
+        "Token numbers, rows or file contents come in another order in each process.",
+        ("hash-seed",), ("plain_set_order", "trainer_set_order")),
+    Row(8, "The order of a folder's listing",
+        "Another file system, or a copy of the data, gives the first batch other rows.",
+        ("directory-order",), ("plain_shards",)),
+    Row(9, "A cache that holds something else",
+        "The first run differs from all later ones, which agree with each other.",
+        ("cold-cache",), ("plain_lossy_cache",)),
+    Row(10, "The date in a chat template",
+        "The same conversations become other tokens tomorrow.",
+        ("clock",), ("trl_dated_template",)),
+    Row(11, "Another tokenizer",
+        "The same text becomes other tokens.", ("argument", "recipe-key"),
+        ("plain_causal_model",)),
+    Row(12, "Another revision of the model",
+        "The base weights differ before the first step.", ("argument", "recipe-key"),
+        ("plain_causal_model",)),
+    Row(13, "Another version of a package",
+        "Losses drift apart a little, from the first step on.",
+        ("environment-variable", "environment"), ("plain_dependency",)),
+    Row(14, "Another attention kernel",
+        "The forward pass parts at the first attention.", ("argument", "recipe-key"),
+        ("trainer_attention",)),
+    Row(15, "Flash attention's backward pass",
+        "The forward pass is equal; the gradients of the queries are not.",
+        ("nondeterministic-operation",), tests=(_GPU,)),
+    Row(16, "Memory-efficient attention with warnings only",
+        "Strict mode was asked for with `warn_only=True`, so a nondeterministic backward pass runs "
+        "after a warning.", ("nondeterministic-operation",), tests=(_GPU,)),
+    Row(17, "Atomic additions, and other races",
+        "A sum comes in another order each time: the last bits of some gradients differ.",
+        ("nondeterministic-operation",), ("plain_race",), (_GPU,)),
+    Row(18, "The workspace of cuBLAS",
+        "Products on several streams differ.", ("nondeterministic-operation",), tests=(_GPU,)),
+    Row(19, "TF32", "One kind of GPU, or one setting, rounds the inputs of products, another does "
+        "not.", ("environment-variable", "argument", "precision-setting"), tests=(_GPU,)),
+    Row(20, "cuDNN's search for the fastest kernel",
+        "A process may choose another convolution than the one before it.",
+        ("nondeterministic-operation", "argument"), tests=(_GPU,)),
+    Row(21, "Inductor's search for the fastest kernel",
+        "Runs agree as long as they share a cache, and part when it is empty.",
+        ("cold-cache", "argument"), tests=(_GPU,)),
+    Row(22, "Triton's search for the fastest configuration",
+        "Each cold start may choose another one.", ("cold-cache", "argument"), tests=(_GPU,)),
+    Row(23, "The number of CPU threads",
+        "A machine with other cores adds up in other parts.", ("thread-count",),
+        ("plain_threads",)),
+    Row(24, "The processor's instruction set",
+        "Another processor takes other kernels; even initial weights may differ.",
+        ("instruction-set",), ("plain_kernels",)),
+    Row(25, "Memory that nobody has filled",
+        "Garbage, zeros or NaN, depending on what was in that memory before.",
+        ("uninitialised-memory",), ("plain_uninitialised",)),
+    Row(26, "Activation checkpointing that does not keep the generator's state",
+        "The backward pass sees another dropout mask than the forward pass.",
+        ("random-numbers-consumed",),
+        tests=(_METAMORPHIC + "test_activation_checkpointing_draws_the_same_dropout_masks",),
+        hint="Train with and without activation checkpointing and compare: two runs alike agree."),
+    Row(27, "The normalisation of accumulated gradients",
+        "Two micro-batches of one row are not one of two.", ("unknown",),
+        tests=(_TRAINING + "test_step.py::test_accumulation_does_not_change_the_normalisation",),
+        hint="Cut the same rows into other micro-batches and compare the losses."),
+    Row(28, "The number of processes",
+        "Another number of GPUs gives another model.", ("number-of-processes", "argument"),
+        ("ddp_world_size",),
+        (_TRAINING + "test_processes.py::test_several_processes_train_what_one_does",
+         "tests/commands/test_processes.py::test_a_plain_all_reduce_would_not")),
+    Row(29, "Padding and company in a batch",
+        "A row's loss depends on the rows beside it.", ("unknown",),
+        tests=(_TRAINING + "data/test_collating.py::"
+               "test_neither_padding_nor_company_changes_a_loss",),
+        hint="Compute the loss of a row alone and in company."),
+    Row(30, "A checkpoint that is not whole, or not of one step",
+        "A resume fails, or goes on from a state that never was.", ("resume",),
+        ("plain_stale_checkpoint",),
+        ("tests/commands/test_resume.py::test_killed_at_random_moments",
+         "tests/commands/test_resume.py::test_damaged_checkpoints_are_passed_over_with_a_sentence")),
+    Row(31, "A 4-bit base on several GPUs",
+        "A difference in the loss has been reported by others.", (),
+        unplanted="what parts such runs is not known, so there is nothing to plant; mltune does "
+        "not claim that they repeat, and `repro-check` refuses to check them"),
+    Row(0, "The same rows in another order",
+        "Batches hold the same rows, differently dealt.", ("data-order",),
+        ("plain_order_of_arrival", "accelerate_shuffle")),
+    Row(0, "Random numbers that nobody seeded",
+        "Shuffling, sampling or noise differs in each run, though torch is seeded.",
+        ("unseeded-random-numbers",),
+        ("plain_unseeded_shuffle", "plain_numpy_augmentation", "lightning_unseeded_shuffle",
+         "trl_unseeded_order", "accelerate_noise")),
+    Row(0, "Other rows", "A row is missing, or has another content.", ("data-content",),
+        ("plain_dropped_row",)),
+    Row(0, "The clock", "The time is in the rows, or in a schedule.", ("clock",),
+        ("plain_clock_in_rows", "plain_clock_schedule", "lightning_clock")),
+    Row(0, "Another learning rate",
+        "Weights part from the first step on, by less than a log shows.", ("hyperparameters",),
+        ("plain_learning_rate",)),
+    Row(0, "Something else draws random numbers",
+        "Training's own draws are other ones from then on.", ("random-numbers-consumed",),
+        ("plain_consumed_rng", "ddp_one_rank")),
+    Row(0, "A write that torch does not see",
+        "A tensor changes between the operation that made it and the one that reads it.",
+        ("untraced-write",), ("plain_untraced_write",)),
+    Row(0, "Another branch",
+        "One run calls an operation that the other does not call; one weight that is moved by its "
+        "last bit is enough.", ("control-flow",), ("plain_one_ulp", "plain_control_flow")),
+    Row(0, "Another precision", "Products are rounded otherwise.", ("precision-setting",),
+        ("plain_precision",)),
+)  # fmt: skip

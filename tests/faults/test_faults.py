@@ -1,0 +1,60 @@
+"""Every planted fault is found: where the runs part, and for which cause."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def _neighbour(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"mltune_faults_{name}", HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FAULTS = _neighbour("catalogue").FAULTS
+prepare = _neighbour("preparations").prepare
+
+
+def _cases() -> list[Any]:
+    return [
+        pytest.param(
+            fault, id=f"{fault.row or 'x'} {fault.name}",
+            marks=[pytest.mark.long] if fault.is_long else [],
+        )
+        for fault in FAULTS
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", _cases())
+def test_a_planted_fault_is_found(fault: Any, check: Any, programs: str, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    if fault.prepared:
+        prepare(fault.prepared, made)
+    env = {name: value.replace("{made}", str(made)) for name, value in fault.env}
+    found = check(fault.command(str(HERE / "scripts"), programs), vary=fault.vary, env=env)
+    assert found.code == 1, found.output
+    difference = found.report["first_difference"]
+    assert difference["step"] == fault.step, found.output
+    assert difference["stage"] in fault.stages, found.output
+    if fault.process:
+        assert difference["process"] == fault.process, found.output
+    diagnosis = found.report["diagnosis"]
+    assert diagnosis["cause"] == fault.cause, found.output
+    assert diagnosis["evidence"], found.output
+    assert diagnosis["remedy"], found.output
+    if fault.operation or fault.frame:
+        where = found.report["localisation"]
+        assert where is not None, found.output
+        # Where the runs call different operations, either may be the one that is shown.
+        called = " ".join([where["operation"], *(where["values"] or ())])
+        assert (fault.operation or "") in called, found.output
+        assert (fault.frame or "") in where["frame"], found.output
