@@ -13,6 +13,7 @@ from mltune_cli.reproduction.causes import CAUSES
 from mltune_cli.reproduction.observations import (
     differing_hyperparameters,
     differing_settings,
+    drawn_before_seed,
     rows_are_the_same,
     seeds,
 )
@@ -101,9 +102,15 @@ class _Inquiry:
         """Tell whether two runs under the same conditions agree up to the differing step."""
         return self.try_pair(conditions, self.case.difference.step) is None
 
-    def agree_always(self, condition: str) -> bool:
-        """Tell the same for as many pairs as it takes: not all pairs part by chance."""
-        return all(self.agree(condition) for _ in range(self.pairs))
+    def is_cured_by(self, condition: str) -> bool:
+        """Tell whether runs agree under a condition, and part without it afterwards.
+
+        As many pairs must agree as it takes: not all pairs part by chance. And what depends on how
+        many runs there were before would look as if the condition had helped.
+        """
+        if not all(self.agree(condition) for _ in range(self.pairs)):
+            return False
+        return any(not self.agree() for _ in range(self.pairs))
 
     @property
     def pairs(self) -> int:
@@ -253,10 +260,11 @@ def _conditions(inquiry: _Inquiry) -> Diagnosis | None:
     if inquiry.is_varied or not inquiry.parts_again():
         return None
     for condition, cause, said in _likeliest_first(inquiry.case):
-        if inquiry.agree_always(condition):
+        if inquiry.is_cured_by(condition):
             is_start = inquiry.case.difference.step == 0
             if cause == "unseeded-random-numbers" and is_start:
-                cause = "unseeded-initialisation"
+                is_late = drawn_before_seed(inquiry.case.records[0]) > 0
+                cause = "seed-after-initialisation" if is_late else "unseeded-initialisation"
             _add_call(inquiry)
             return inquiry.conclude(cause, f"with {said} in both runs, {inquiry.said_pairs}")
         inquiry.evidence.append(f"with {said} in both runs, they part as before")
@@ -313,7 +321,7 @@ def _kernels(inquiry: _Inquiry) -> Diagnosis | None:
     if not inquiry.parts_again():
         return None
     for condition, cause, said in _KERNEL_EXPERIMENTS:
-        if inquiry.agree_always(condition):
+        if inquiry.is_cured_by(condition):
             return inquiry.conclude(cause, f"with {said} in both runs, {inquiry.said_pairs}")
         inquiry.evidence.append(f"with {said} in both runs, they part as before")
     return None

@@ -1,7 +1,6 @@
 """What the records of two runs say besides their digests."""
 
 import ast
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from mltune_cli.witness.record import WitnessRecord
@@ -43,15 +42,24 @@ def trained_tensors(records: Sequence[WitnessRecord]) -> int:
 
 
 def rows_are_the_same(records: Pair, step: int) -> bool | None:
-    """Tell whether, at a step, the second run saw rows that the first run has seen at all.
+    """Tell whether the second run saw the first run's rows in another order, up to a step.
 
-    None where the rows of a batch could not be told apart.
+    False where it saw others, or left some out. None where the rows of a batch could not be told
+    apart.
     """
     at_step = [row for record in records[1] if record.step == step for row in _rows(record)]
-    ever = Counter(row for record in records[0] for row in _rows(record))
-    if not at_step or not ever:
+    first, second = ([row for record in run for row in _rows(record)] for run in records)
+    if not at_step or not first:
         return None
-    return all(row in ever for row in at_step)
+    if not set(at_step) <= set(first):
+        return False
+    # In the same order with some left out: no shuffling does that.
+    return not (_is_subsequence(second, first) and second != first[: len(second)])
+
+
+def _is_subsequence(part: Sequence[str], whole: Sequence[str]) -> bool:
+    remaining = iter(whole)
+    return all(row in remaining for row in part)
 
 
 def _rows(record: WitnessRecord) -> list[str]:

@@ -24,10 +24,13 @@ from mltune_cli.reproduction.report import (
     Verdict,
 )
 from mltune_cli.reproduction.witness_files import OrderedComparison, WitnessFiles
+from mltune_cli.witness.record import STAGES
 
 # Stands in a command for the run's own folder.
 RUN_FOLDER = "{run}"
 _POLL_SECONDS = 0.1
+# Processes of a run report a step within this time of each other.
+_OTHERS_SECONDS = 2.0
 
 
 @dataclass
@@ -185,12 +188,25 @@ class RepeatedCommands:
         return None
 
     def _compare_new(self, run: _Run, comparison: OrderedComparison) -> FirstDifference | None:
+        found = self._differences(run, comparison)
+        if not found or not comparison.has_several_processes:
+            return found[0] if found else None
+        # What parts in one process reaches the others within the step, by a reduction: the process
+        # in which it began is the one whose earliest stage differs.
+        deadline = time.monotonic() + _OTHERS_SECONDS
+        while time.monotonic() < deadline and run.process is not None and run.process.is_running:
+            time.sleep(_POLL_SECONDS)
+            found += self._differences(run, comparison)
+        return min(found + self._differences(run, comparison), key=_place_of)
+
+    def _differences(self, run: _Run, comparison: OrderedComparison) -> list[FirstDifference]:
+        found = []
         for stream, record in run.files.new_records():
             run.reached = max(run.reached, record.step)
             difference = comparison.add(run.number - 1, stream, record)
             if difference is not None:
-                return difference
-        return None
+                found.append(difference)
+        return found
 
     def _kill_and_restart(self, run: _Run, comparison: OrderedComparison) -> FirstDifference | None:
         """End a run and all it started, at once, and start it again in the same folder."""
@@ -221,6 +237,12 @@ class RepeatedCommands:
             run.status, run.error = "failed", failure
             raise NoVerdictError(f"run {run.number} failed: {failure}")
         run.status = "finished"
+
+
+def _place_of(difference: FirstDifference) -> tuple[int, int, str]:
+    known = difference.stage in STAGES
+    stage = STAGES.index(difference.stage) if known else len(STAGES)
+    return difference.step, stage, difference.process or ""
 
 
 def _nothing_seen(trouble: str | None) -> str:

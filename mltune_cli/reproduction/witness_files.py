@@ -66,6 +66,11 @@ class OrderedComparison:
         self._resumed: dict[int, dict[str, ResumedStream]] = {}
         self.compared_steps = 0
 
+    @property
+    def has_several_processes(self) -> bool:
+        """Whether more than one process of the first run has reported."""
+        return len(self._records[0]) > 1
+
     def steps(self, run: int) -> int:
         """Return the last step that a run's processes have all reported."""
         resumed = self._resumed.get(run, {})

@@ -46,14 +46,25 @@ class _Seen:
     """What was seen since the last step.
 
     Attributes:
-        rows: one digest for each row of the batches.
+        batches: each with its iterator, and one digest for each row.
         unclipped: of the gradients, each time they were clipped.
+        losses_before: how many losses there were before an iterator's first batch.
     """
 
-    batches: list[str] = field(default_factory=list)
-    rows: list[str] = field(default_factory=list)
+    batches: list[tuple[int, str, list[str]]] = field(default_factory=list)
+    losses_before: dict[int, int] = field(default_factory=dict)
     losses: list[PendingDigest] = field(default_factory=list)
     unclipped: list[PendingDigest] = field(default_factory=list)
+
+    def add_batch(self, iterator: int, digest: str, rows: list[str]) -> None:
+        """Note a batch that a loader's iterator gave."""
+        self.losses_before.setdefault(iterator, len(self.losses))
+        self.batches.append((iterator, digest, rows))
+
+    def forget_evaluation(self, iterator: int) -> None:
+        """Drop the batches of an iterator that ended without a loss: none was trained on."""
+        if self.losses_before.pop(iterator, -1) == len(self.losses):
+            self.batches = [batch for batch in self.batches if batch[0] != iterator]
 
 
 @dataclass
@@ -102,6 +113,7 @@ class Observer:
         self._sources: WeakKeyDictionary[torch.optim.Optimizer, str] = WeakKeyDictionary()
         self._models: WeakKeyDictionary[torch.optim.Optimizer, NamedModel] = WeakKeyDictionary()
         self._optimizers = 0
+        self._pid = os.getpid()
         self._steps = 0
         self._seen = _Seen()
         self._open_steps: list[_OpenStep] = []
@@ -154,16 +166,21 @@ class Observer:
     def _watch_loss(self, backward: Any) -> Any:
         def watched(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             roots = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
-            self._seen.losses.append(pending_held(dict(enumerate_names(roots))))
+            with _untraced():
+                self._seen.losses.append(pending_held(dict(enumerate_names(roots))))
             return backward(tensors, *args, **kwargs)
 
         return watched
 
     def _watch_batch(self, give: Any) -> Any:
         def watched(iterator: Any) -> Any:
-            batch = give(iterator)
-            self._seen.batches.append(value_digest(batch))
-            self._seen.rows += row_digests(batch)
+            try:
+                batch = give(iterator)
+            except StopIteration:
+                self._seen.forget_evaluation(id(iterator))
+                raise
+            with _untraced():
+                self._seen.add_batch(id(iterator), value_digest(batch), row_digests(batch))
             return batch
 
         return watched
@@ -173,7 +190,9 @@ class Observer:
             if not isinstance(parameters, torch.Tensor):
                 parameters = list(parameters)  # it may be a generator
             tensors = [parameters] if isinstance(parameters, torch.Tensor) else parameters
-            self._seen.unclipped.append(pending_held(gradients(dict(enumerate_names(tensors)))))
+            with _untraced():
+                now = gradients(dict(enumerate_names(tensors)))
+                self._seen.unclipped.append(pending_held(now))
             return clip(parameters, *args, **kwargs)
 
         return watched
@@ -210,9 +229,8 @@ class Observer:
             chained={"loss", "gradients"} if seen.unclipped else {"loss"},
         )
         if seen.batches:
-            step.digests["batch"] = chained_digest(seen.batches)
-        if seen.rows:
-            step.facts["rows"] = seen.rows
+            step.digests["batch"] = chained_digest(digest for _, digest, _ in seen.batches)
+            step.facts["rows"] = [row for _, _, rows in seen.batches for row in rows]
         if seen.losses:
             step.pending["loss"] = seen.losses
         if seen.unclipped:
@@ -274,8 +292,9 @@ class Observer:
             self._trace = None
 
     def _write(self, record: WitnessRecord) -> None:
-        if self._stream is None:
-            self._stream = _new_file(self._folder)
+        if self._stream is None or os.getpid() != self._pid:
+            # A forked process that trains writes a file of its own.
+            self._stream, self._pid = _new_file(self._folder), os.getpid()
         # One write for each line, so that a kill leaves whole lines.
         self._stream.write(record.to_json() + "\n")
         self._stream.flush()

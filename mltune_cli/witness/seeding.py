@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
 _DRAWING = (
     "uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_",
     "kaiming_uniform_", "kaiming_normal_", "orthogonal_", "sparse_",
 )  # fmt: skip
+_FINGERPRINT_ELEMENTS = 16
 
 
 class SeedWatch:
@@ -18,8 +18,8 @@ class SeedWatch:
 
     def __init__(self) -> None:
         self._seeds: list[int] = []
-        # A tensor to its version after it was drawn: what is loaded into it later raises that.
-        self._drawn_unseeded: Any = WeakIdKeyDictionary()
+        # By their values: what wraps a model may put other tensors in their place.
+        self._drawn_unseeded: set[bytes] = set()
         self._undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
@@ -37,10 +37,7 @@ class SeedWatch:
 
     def facts(self, parameters: Iterable[torch.Tensor]) -> dict[str, Any]:
         """Return what was seen: the seeds in order, and how many parameters they do not reach."""
-        unreached = sum(
-            1 for p in parameters
-            if p in self._drawn_unseeded and self._drawn_unseeded[p] == p._version
-        )  # fmt: skip
+        unreached = sum(_fingerprint(p) in self._drawn_unseeded for p in parameters)
         return {"seeds": self._seeds[:8], "drawn_before_seed": unreached}
 
     def _replace(self, home: Any, name: str, wrap: Callable[[Any], Any]) -> None:
@@ -64,10 +61,17 @@ class SeedWatch:
         @functools.wraps(original)
         def draw(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             result = original(tensor, *args, **kwargs)
-            if self._seeds:
-                self._drawn_unseeded.pop(tensor, None)
-            else:
-                self._drawn_unseeded[tensor] = tensor._version
+            if not self._seeds:
+                self._drawn_unseeded.add(_fingerprint(tensor))
             return result
 
         return draw
+
+
+def _fingerprint(tensor: torch.Tensor) -> bytes:
+    """Return what a drawn tensor is known by, also in another dtype and on another device."""
+    if tensor.device.type == "meta" or hasattr(tensor, "to_local"):
+        return b""
+    with torch.no_grad():
+        few = tensor.detach().reshape(-1)[:_FINGERPRINT_ELEMENTS].to(torch.bfloat16).cpu()
+    return f"{tensor.numel()} {few.view(torch.int16).tolist()}".encode()

@@ -7,6 +7,7 @@ number and leave autograd alone.
 
 import ctypes
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -64,6 +65,8 @@ class OperationTrace(TorchDispatchMode):
         self._values = values
         self._memory = Memory()
         self._count = 0
+        # A forked process, such as a loader's worker, inherits the mode, and is no part of it.
+        self._pid = os.getpid()
         self._kept_bytes = 0
         self.sites = CallSites()
         self._random_calls = RandomCalls(self._note_random_call)
@@ -98,7 +101,7 @@ class OperationTrace(TorchDispatchMode):
     ) -> Any:
         """Record one call; see `TorchDispatchMode`."""
         kwargs = kwargs or {}
-        if _names(func)[0] in _SKIPPED_NAMESPACES:
+        if _names(func)[0] in _SKIPPED_NAMESPACES or os.getpid() != self._pid:
             return func(*args, **kwargs)
         # First of all: what digests compute counts as well in autograd's numbering.
         site = self.sites.here()
@@ -144,6 +147,8 @@ class OperationTrace(TorchDispatchMode):
         return result
 
     def _note_random_call(self, name: str, state: str) -> None:
+        if os.getpid() != self._pid:
+            return
         site = self.sites.here()
         self._append(
             TraceRecord(

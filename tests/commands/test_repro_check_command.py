@@ -77,7 +77,7 @@ def test_a_clean_script_is_reproducible(check: Check, tmp_path: Path) -> None:
     lines = (tmp_path / "repro_output/run-1/witness/main.jsonl").read_text().splitlines()
     assert set(json.loads(lines[1])) == {
         "step", "source", "batch", "rng", "rng_python", "rng_numpy", "loss", "gradients",
-        "hyperparameters", "optimizer", "parameters",
+        "hyperparameters", "optimizer", "parameters", "facts",
     }  # fmt: skip
 
 

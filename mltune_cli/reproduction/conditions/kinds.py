@@ -169,7 +169,9 @@ def _other_hash_seed(environment: Mapping[str, str]) -> str:
 
 
 def _other_threads(environment: Mapping[str, str]) -> str:
-    return "1" if environment.get("OMP_NUM_THREADS") == "2" else "2"
+    # Where nothing is set, torch takes every core. A recipe has one thread unless it says more.
+    present = environment.get("OMP_NUM_THREADS") or str(os.cpu_count())
+    return "3" if present == "2" else "2"
 
 
 # In the order in which they are made: paths of a command, its arguments included, come last.
