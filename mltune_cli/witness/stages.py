@@ -34,11 +34,18 @@ def optimizer_parameters(
 def state_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[int, str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield an optimizer's state, plain numbers included, by parameter and slot."""
-    for name, parameter in optimizer_parameters(optimizer, names):
-        state = optimizer.state.get(parameter, {})
-        for slot in sorted(state, key=str):
-            value = state[slot]
+    """Yield an optimizer's state, plain numbers included, by slot and parameter.
+
+    Slot by slot, since those of one parameter may be on several devices, and what is digested
+    together had better lie on one.
+    """
+    states = [
+        (name, optimizer.state.get(parameter, {}))
+        for name, parameter in optimizer_parameters(optimizer, names)
+    ]
+    for slot in sorted({slot for _, state in states for slot in state}, key=str):
+        for name, state in states:
+            value = state.get(slot)
             if isinstance(value, torch.Tensor):
                 yield f"{name}.{slot}", value
             elif isinstance(value, int | float):

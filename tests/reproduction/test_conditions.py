@@ -98,7 +98,8 @@ def test_one_name_is_given_once() -> None:
 
 def test_a_default_is_another_value_than_the_present_one() -> None:
     assert parse_condition("hash-seed", {"PYTHONHASHSEED": "1"}).value == "2"
-    assert parse_condition("threads", {"OMP_NUM_THREADS": "2"}).value == "1"
+    assert parse_condition("threads", {"OMP_NUM_THREADS": "2"}).value == "3"
+    assert parse_condition("threads", {"OMP_NUM_THREADS": "1"}).value == "2"
     for present in ("C", "C.UTF-8", "tr_TR.utf8"):
         chosen = parse_condition("locale", {"LC_ALL": present}).value
         assert chosen.lower() not in (present.lower(), "")

@@ -13,6 +13,7 @@ from mltune_cli.bundled import bundled_model
 from mltune_cli.witness.api import witness
 from mltune_cli.witness.hf import WitnessCallback
 from mltune_cli.witness.observer import Observer
+from mltune_cli.witness.seeding import SeedWatch
 from mltune_cli.witness.stages import hyperparameters, value_digest
 from mltune_cli.witness.trace_record import TraceRequest
 
@@ -179,3 +180,67 @@ def test_a_paused_observer_goes_on_in_the_same_file(tmp_path: Path) -> None:
     observer.remove()
     found = [(record["step"], record["source"]) for record in records(tmp_path)]
     assert found == [(0, "Adam 1"), (1, "Adam 1"), (0, "Adam 2"), (2, "Adam 2")]
+
+
+def test_batches_that_nothing_was_trained_on_are_no_batches(tmp_path: Path) -> None:
+    """An evaluation between steps reads a loader to its end, and takes no loss backward."""
+
+    def loop(evaluations: int) -> None:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        rows = TensorDataset(torch.arange(12.0).view(4, 3))
+        for (batch,) in DataLoader(rows, batch_size=2):
+            for _ in range(evaluations):
+                with torch.no_grad():
+                    sum(model(held_out).sum() for (held_out,) in DataLoader(rows))
+            model(batch).square().mean().backward()
+            optimizer.step()
+
+    for name, evaluations in (("a", 0), ("b", 2)):
+        with witness(tmp_path / name):
+            loop(evaluations)
+    first, second = records(tmp_path / "a"), records(tmp_path / "b")
+    assert [one["batch"] for one in first[1:]] == [one["batch"] for one in second[1:]]
+    assert [len(one["facts"]["rows"]) for one in second[1:]] == [2, 2]
+
+
+class Wrapped(torch.nn.Module):
+    """Puts new parameters in the place of those that were drawn, as wrappers of models do."""
+
+    def __init__(self, inner: torch.nn.Linear) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(inner.weight.detach().double().clone())
+        self.bias = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("calls", "count"),
+    [
+        (["seed", "model"], 0),
+        (["model", "seed"], 2),
+        (["model", "seed", "wrap"], 1),
+        (["model", "seed", "draw again"], 1),
+        (["seed", "model", "seed"], 0),
+    ],
+)
+def test_what_was_drawn_before_the_seed_is_counted(calls: list[str], count: int) -> None:
+    watch = SeedWatch()
+    watch.install()
+    model: torch.nn.Module = torch.nn.Identity()
+    try:
+        for call in calls:
+            if call == "seed":
+                torch.manual_seed(5)
+            elif call == "model":
+                model = torch.nn.Linear(3, 2)
+            elif call == "wrap":
+                assert isinstance(model, torch.nn.Linear)
+                model = Wrapped(model)
+            else:
+                torch.nn.init.normal_(model.get_parameter("weight"))
+    finally:
+        watch.remove()
+    facts = watch.facts(model.parameters())
+    assert facts["drawn_before_seed"] == count
+    assert facts["seeds"] == [5] * calls.count("seed")

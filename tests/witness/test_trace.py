@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
+import torch.utils.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -334,6 +335,27 @@ def test_a_cut_trace_is_not_whole(tmp_path: Path) -> None:
     path = tmp_path / "trace" / "main.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
     assert not files.is_whole()
+
+
+class Slow(torch.utils.data.Dataset[torch.Tensor]):
+    """Rows that are computed by torch in the loader's processes."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((3,), float(index)) * 2 + random.random()
+
+
+def test_forked_processes_are_no_part_of_the_trace(tmp_path: Path) -> None:
+    loader = torch.utils.data.DataLoader(Slow(), batch_size=2, num_workers=2)
+    files = traced(tmp_path, lambda: [batch.sum() for batch in loader])
+    operations = [record.operation for record in files.records()]
+    assert operations.count("aten.sum.default") == 4
+    assert "aten.full.default" not in operations
+    assert "python.random.random" not in operations
+    lines = (tmp_path / "trace" / "main.jsonl").read_text().splitlines()
+    assert lines[-1] == f'{{"end": {len(lines) - 1}}}'
 
 
 def test_compiled_code_does_not_end_the_trace(tmp_path: Path) -> None:
