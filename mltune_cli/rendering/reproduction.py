@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from mltune_cli.reproduction.conditions.parsing import ListedCondition
 
 
+_FEW_NAMES = 4
+
+
 class ReproductionView:
     """Shows the runs of a check while they go on."""
 
@@ -83,6 +86,9 @@ def print_report(report: ReproductionReport) -> None:
         tree.add(f"{varied} had: {escape(', '.join(report.variation))}")
     if report.first_difference is not None:
         branch = _add_difference(tree, report.first_difference)
+        if report.tensors:
+            more = ", ..." if len(report.tensors) > _FEW_NAMES else ""
+            branch.add(escape(f"in {', '.join(report.tensors[:_FEW_NAMES])}{more}"))
         if report.localisation is not None:
             _add_localisation(branch, report.localisation)
     if report.diagnosis is not None:

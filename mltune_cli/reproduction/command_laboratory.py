@@ -69,10 +69,9 @@ class CommandLaboratory:
     def traced_pair(self, runs: tuple[int, int], request: TraceRequest, process: str) -> TracedPair:
         """See `explaining.Laboratory`."""
         first, second = (self.traced(run, request, process) for run in runs)
-        earlier = _compared(
-            [_read(trace.folder, process) for trace in (first, second)], process, request.step - 1
-        )
-        return TracedPair((first, second), earlier)
+        mine, theirs = (_read(trace.folder, process) for trace in (first, second))
+        earlier = _compared([mine, theirs], process, request.step - 1)
+        return TracedPair((first, second), earlier, (mine, theirs))
 
     def try_pair(self, conditions: Sequence[str], last_step: int) -> FirstDifference | None:
         """See `explaining.Laboratory`."""

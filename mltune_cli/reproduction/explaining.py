@@ -5,13 +5,18 @@ from typing import Protocol
 
 from mltune_cli.reproduction.diagnosis import Case, diagnose
 from mltune_cli.reproduction.localising import Localising, TracedPair, localise
-from mltune_cli.reproduction.observations import drawn_before_seed, trained_tensors
+from mltune_cli.reproduction.observations import (
+    differing_tensors,
+    drawn_before_seed,
+    trained_tensors,
+)
 from mltune_cli.reproduction.report import FirstDifference, ReproductionReport
 from mltune_cli.reproduction.trace_comparison import TraceFiles
 from mltune_cli.witness.record import WitnessRecord
 from mltune_cli.witness.trace_record import TraceRequest
 
 _LEFT_FILES = "run 1 left files"
+_MOST_NAMES = 20
 
 
 class Laboratory(Protocol):
@@ -102,6 +107,9 @@ def _explained(
     return report.model_copy(
         update={
             "localisation": found.found,
+            "tensors": differing_tensors(found.records, difference.step, difference.stage)[
+                :_MOST_NAMES
+            ],
             "diagnosis": diagnosis,
             "notes": [*report.notes, *found.notes],
         }

@@ -1,6 +1,6 @@
 """Finds the operation at which two runs part, by running their first differing step again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mltune_cli.errors import NoVerdictError
@@ -11,6 +11,7 @@ from mltune_cli.reproduction.trace_comparison import (
     convicted,
     uninitialised_read,
 )
+from mltune_cli.witness.record import WitnessRecord
 from mltune_cli.witness.trace_record import TraceRequest
 
 # Where the race moves, the step at which runs part moves as well.
@@ -25,10 +26,12 @@ class TracedPair:
     Attributes:
         traces: of the process in question.
         earlier: where the two runs parted before the traced step; None where they did not.
+        records: of the same process, with the digests of single tensors where it writes them.
     """
 
     traces: tuple[TraceFiles, TraceFiles]
     earlier: FirstDifference | None
+    records: tuple[Sequence[WitnessRecord], Sequence[WitnessRecord]] = ((), ())
 
 
 # Runs the two compared runs again, each under its own conditions, up to the end of the traced step.
@@ -46,12 +49,14 @@ class Localising:
         notes: why it was not found, or what else was seen.
         has_parted_again: whether the runs under the trace parted.
         is_fickle: whether there was a pair that did not.
+        records: of the last pair.
     """
 
     found: Localisation | None = None
     notes: list[str] = field(default_factory=list)
     has_parted_again: bool = False
     is_fickle: bool = False
+    records: tuple[Sequence[WitnessRecord], Sequence[WitnessRecord]] = ((), ())
 
 
 def localise(difference: FirstDifference, run_pair: RunPair, run_one: RunOne) -> Localising:
@@ -68,6 +73,7 @@ def localise(difference: FirstDifference, run_pair: RunPair, run_one: RunOne) ->
     try:
         for _ in range(_ATTEMPTS):
             pair = run_pair(TraceRequest(step), process)
+            result.records = pair.records
             if pair.earlier is None:
                 result.found = _of_pair(pair, step, process, run_pair, run_one)
                 if result.found is not None:

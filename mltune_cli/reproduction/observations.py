@@ -83,6 +83,23 @@ def differing_hyperparameters(records: Pair, step: int) -> list[tuple[str, str, 
     return found
 
 
+def differing_tensors(records: Pair, step: int, stage: str) -> list[str]:
+    """Return the names of the tensors of a stage that differ at a step, in order."""
+    tensors: list[dict[str, str]] = [
+        next(
+            (
+                record.facts["tensors"].get(stage.removeprefix("clipped_"), {})
+                for record in run
+                if record.step == step and "tensors" in record.facts
+            ),
+            {},
+        )
+        for run in records
+    ]
+    mine, theirs = tensors
+    return [name for name in mine if mine[name] != theirs.get(name)]
+
+
 def _groups(record: WitnessRecord) -> list[dict[str, str]]:
     try:
         return [dict(group) for group in ast.literal_eval(record.facts["hyperparameters"])]

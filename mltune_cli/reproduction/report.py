@@ -172,6 +172,8 @@ class ReproductionReport(_Frozen):
         first_difference: where runs parted; None unless the verdict is `different`.
         variation: conditions that the first run did not have and the others had, `NAME=VALUE`.
         localisation: the operation at which they part; None where it was not looked for or found.
+        tensors: names of the differing stage's first tensors that differ, where they are known: by
+            group and place in the optimizer, and by name in the model.
         diagnosis: the cause; None unless the verdict is `different`.
         notes: what is worth knowing whatever the verdict is; one sentence each.
         reason: why there is no verdict; None unless the verdict is `no_verdict`.
@@ -187,6 +189,7 @@ class ReproductionReport(_Frozen):
     first_difference: FirstDifference | None
     variation: list[str] = []
     localisation: Localisation | None = None
+    tensors: list[str] = []
     diagnosis: Diagnosis | None = None
     notes: list[str] = []
     reason: str | None

@@ -19,17 +19,18 @@ from mltune_cli.witness.observer import Observer
 
 
 @contextlib.contextmanager
-def witness(folder: str | os.PathLike[str]) -> Iterator[Observer]:
+def witness(folder: str | os.PathLike[str], *, per_tensor: bool = False) -> Iterator[Observer]:
     """Watch every optimizer of this process while the block runs.
 
     Args:
         folder: where the file of JSON lines is made, at the first step; earlier ones stay, the new
             one gets a number.
+        per_tensor: also write the digest of every single gradient, parameter and state tensor.
 
     Raises:
         OSError: the folder cannot be written; raised by the optimizer's step.
     """
-    observer = Observer(Path(folder))
+    observer = Observer(Path(folder), per_tensor=per_tensor)
     observer.install()
     try:
         yield observer

@@ -14,16 +14,18 @@ class WitnessCallback(TrainerCallback):
 
     Args:
         folder: where the file of JSON lines is made, at the first step.
+        per_tensor: also write the digest of every single gradient, parameter and state tensor.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, per_tensor: bool = False) -> None:
         self._folder = Path(folder)
+        self._per_tensor = per_tensor
         self._observer: Observer | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the signature is given
         """Begin to watch."""
         self._end()
-        self._observer = Observer(self._folder)
+        self._observer = Observer(self._folder, per_tensor=self._per_tensor)
         self._observer.install()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the signature is given

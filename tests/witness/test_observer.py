@@ -10,9 +10,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from mltune_cli.bundled import bundled_model
+from mltune_cli.reproduction.observations import differing_tensors
 from mltune_cli.witness.api import witness
 from mltune_cli.witness.hf import WitnessCallback
 from mltune_cli.witness.observer import Observer
+from mltune_cli.witness.record import WitnessRecord
 from mltune_cli.witness.seeding import SeedWatch
 from mltune_cli.witness.stages import hyperparameters, value_digest
 from mltune_cli.witness.trace_record import TraceRequest
@@ -244,3 +246,15 @@ def test_what_was_drawn_before_the_seed_is_counted(calls: list[str], count: int)
     facts = watch.facts(model.parameters())
     assert facts["drawn_before_seed"] == count
     assert facts["seeds"] == [5] * calls.count("seed")
+
+
+def test_single_tensors_are_named_on_request(tmp_path: Path) -> None:
+    for name, change in (("a", {}), ("b", {"lr": 2e-2})):
+        with witness(tmp_path / name, per_tensor=True):
+            train(steps=1, **change)
+    pair = [[WitnessRecord.from_fields(r) for r in records(tmp_path / name)] for name in "ab"]
+    named = differing_tensors((pair[0], pair[1]), 1, "parameters")
+    assert named == ["0.0 weight", "0.1 bias"]
+    assert differing_tensors((pair[0], pair[1]), 1, "gradients") == []
+    optimizer = pair[0][1].facts["tensors"]["optimizer"]
+    assert {"0.0 weight.exp_avg", "0.1 bias.exp_avg_sq", "0.0 weight.step"} <= optimizer.keys()
