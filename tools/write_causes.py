@@ -65,7 +65,8 @@ def _section(row: Any, faults: list[Any], causes: dict[str, Any]) -> str:
     lines += ["", "Planted by:", ""]
     for fault in faults:
         path = f"../tests/faults/scripts/{fault.script}.py"
-        where = f"step {fault.step}, {' or '.join(fault.stages)}"
+        step = "any step" if fault.step is None else f"step {fault.step}"
+        where = f"{step}, {' or '.join(fault.stages)}"
         lines.append(f"- [{fault.script}]({path}) ({fault.framework}): {where}")
     for test in row.tests:
         file, _, name = test.partition("::")

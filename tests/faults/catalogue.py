@@ -28,7 +28,7 @@ class Fault:
         script: in `scripts/`, without its ending.
         row: of the table of causes; None for what the table does not number.
         cause: what the diagnosis must name.
-        step: at which the runs part; 0 is before the first.
+        step: at which the runs part; 0 is before the first, and None any one, as a race shows it.
         stages: of that step, one of which must be the first to differ.
         framework: that trains.
         arguments: of the script. `{model}` and `{data}` are the bundled ones, `{made}` the folder
@@ -45,7 +45,7 @@ class Fault:
     script: str
     row: int | None
     cause: str
-    step: int
+    step: int | None
     stages: tuple[str, ...]
     framework: Framework = "plain"
     arguments: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ BY_REPETITION = (
     Fault("plain_lossy_cache", 9, "cold-cache", 1, ("batch",), is_long=False),
     Fault("plain_uninitialised", 25, "uninitialised-memory", 1, ("loss",), operation="_to_copy",
           frame="in forward", is_long=False),
-    Fault("plain_race", 17, "nondeterministic-operation", 1, ("loss", "gradients"),
+    Fault("plain_race", 17, "nondeterministic-operation", None, ("loss", "gradients"),
           operation="planted.pooled_sum", frame="plain_race.py", is_long=False),
     Fault("plain_untraced_write", None, "untraced-write", 3, ("loss",), operation="tanh",
           is_long=False),

@@ -9,7 +9,7 @@ import torch
 def pooled_sum(values: torch.Tensor) -> torch.Tensor:
     total = torch.zeros(())
     with ThreadPoolExecutor(8) as pool:
-        for block in as_completed([pool.submit(torch.sum, part) for part in values.split(64)]):
+        for block in as_completed([pool.submit(torch.sum, part) for part in values.split(16)]):
             total += block.result()
     return total
 
@@ -24,7 +24,7 @@ torch.manual_seed(1)
 model = torch.nn.Linear(8, 16384)
 optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 rows = torch.arange(8.0)
-for _ in range(4):
+for _ in range(8):
     loss = pooled_sum(model(rows).sigmoid()) / 100
     optimizer.zero_grad()
     (loss * loss).backward()

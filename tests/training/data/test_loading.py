@@ -69,7 +69,10 @@ def children() -> list[int]:
     """Return this process's children that are running."""
     found = []
     for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
+        listed = ""
+        with contextlib.suppress(FileNotFoundError):  # the thread may have ended
+            listed = (task / "children").read_text()
+        for pid in listed.split():
             with contextlib.suppress(FileNotFoundError):
                 if ") Z " not in Path(f"/proc/{pid}/stat").read_text():
                     found.append(int(pid))
