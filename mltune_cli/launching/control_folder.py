@@ -42,12 +42,14 @@ class ControlFolder:
     Attributes:
         job: file with the training job, as JSON.
         events: named pipe to the launcher; each event is one line.
+        logs: folder that the elastic agent fills when it starts workers.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.job = folder / "job.json"
         self.events = folder / "events"
+        self.logs = folder / "logs"
         self._stop = folder / "stop"
         self._run_folder = folder / "run_folder"
         self._round = folder / "round"

@@ -26,12 +26,11 @@ from mltune_cli.launching.control_folder import ControlFolder
 from mltune_cli.launching.event_relay import EventRelay
 from mltune_cli.launching.events import EventPipe, Failed, Notice
 from mltune_cli.launching.job import ProcessShape, TrainingJob
+from mltune_cli.launching.meeting import LAST_CALL_SECONDS, Meeting
 from mltune_cli.launching.network import use_interface_towards, use_loopback
 
 # What a worker ends with that noticed the end of another one; see `training.worker`.
 _LOST_PROCESS = 75
-# Machines beyond the least number are waited for this long; then training starts without them.
-_LAST_CALL_SECONDS = 15
 
 
 class _DiedError(Exception):
@@ -55,7 +54,11 @@ def main() -> int:
     control.job.write_text(job.model_dump_json(), encoding="utf-8")
     relay = EventRelay(control.events, pipe, on_failure=_end_workers)
     try:
-        threading.Thread(target=_listen_to_command, args=(control, relay), daemon=True).start()
+        meeting = Meeting(job.processes, control, pipe)
+        threading.Thread(
+            target=_listen_to_command, args=(control, relay, meeting), daemon=True
+        ).start()
+        meeting.watch()
         try:
             _launch(job, control, relay, pipe)
         finally:
@@ -93,13 +96,14 @@ def _end_workers() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _listen_to_command(control: ControlFolder, relay: EventRelay) -> None:
+def _listen_to_command(control: ControlFolder, relay: EventRelay, meeting: Meeting) -> None:
     for line in sys.stdin.buffer:
         with contextlib.suppress(ValueError):
             control.ask_to_stop(ExitCode(int(line)))
             if not relay.has_started:
                 break  # nothing to finish: the workers are still loading, or not even there
     _end_workers()
+    meeting.end_if_deaf(control.stop_code() or ExitCode.TERMINATED)
 
 
 def _launch(job: TrainingJob, control: ControlFolder, relay: EventRelay, pipe: EventPipe) -> None:
@@ -174,11 +178,11 @@ def _run_agent(shape: ProcessShape, control: ControlFolder) -> None:
             "is_host": shape.node_rank == 0,
             "timeout": shape.join_seconds,
             "join_timeout": shape.join_seconds,
-            "last_call_timeout": _LAST_CALL_SECONDS,
+            "last_call_timeout": LAST_CALL_SECONDS,
             "read_timeout": min(60, shape.join_seconds),
         },
         max_restarts=shape.max_restarts,
-        logs_specs=DefaultLogsSpecs(log_dir=str(control.path / "logs")),
+        logs_specs=DefaultLogsSpecs(log_dir=str(control.logs)),
         local_addr=address,
     )
     if control.stop_code() is not None:  # asked for in the middle of an import that caught it
