@@ -78,9 +78,8 @@ def repro_check(
         try:
             report = runs.check()
             if explain:
-                laboratory = RecipeLaboratory(
-                    job, output, os.environ, conditions, _deadline(started, timeout_seconds)
-                )
+                deadline = _deadline(started, timeout_seconds)
+                laboratory = RecipeLaboratory(output, os.environ, conditions, deadline, job)
                 report = explained(report, laboratory, view.show_progress)
         finally:
             view.stop()
@@ -170,9 +169,8 @@ def repro_check_command(
     )
     with output_folder(output):
         report = runs.check()
-        laboratory = CommandLaboratory(
-            command, output, os.environ, conditions, _deadline(started, timeout_seconds)
-        )
+        deadline = _deadline(started, timeout_seconds)
+        laboratory = CommandLaboratory(output, os.environ, conditions, deadline, command)
         if explain:
             report = explained(report, laboratory, view.show_progress)
         report = with_seed_note(report, laboratory.records(1, "main"))

@@ -11,7 +11,7 @@ from mltune_cli.launching.held_signals import held_signals
 from mltune_cli.reproduction.conditions.draft import Condition
 from mltune_cli.reproduction.conditions.parsing import parse_condition
 from mltune_cli.reproduction.conditions.prepared import prepared_command
-from mltune_cli.reproduction.explanation_folder import ExplanationFolder
+from mltune_cli.reproduction.laboratory import CheckedRuns
 from mltune_cli.reproduction.localising import TracedPair
 from mltune_cli.reproduction.report import FirstDifference
 from mltune_cli.reproduction.trace_comparison import TraceFiles
@@ -25,34 +25,14 @@ _POLL_SECONDS = 0.05
 
 
 @dataclass
-class CommandLaboratory:
+class CommandLaboratory(CheckedRuns):
     """See `explaining.Laboratory`.
 
     Attributes:
         command: program and arguments.
-        folder: of the check; its runs are in `run-1`, `run-2`, ...
-        inherited: the environment.
-        variation: conditions that the first run did not have.
-        deadline: by `time.monotonic`; None waits for ever.
     """
 
     command: Sequence[str]
-    folder: Path
-    inherited: Mapping[str, str]
-    variation: Sequence[Condition]
-    deadline: float | None
-
-    def __post_init__(self) -> None:
-        self._explanation = ExplanationFolder(self.folder / "explanation")
-
-    def tidy(self) -> None:
-        """See `explaining.Laboratory`."""
-        self._explanation.tidy()
-
-    @property
-    def can_trace(self) -> bool:
-        """A run that is killed and resumed takes its steps in two processes."""
-        return all(condition.name != "kill-and-resume" for condition in self.variation)
 
     def records(self, run: int, process: str) -> list[WitnessRecord]:
         """See `explaining.Laboratory`."""
@@ -61,7 +41,7 @@ class CommandLaboratory:
     def traced(self, run: int, request: TraceRequest, process: str) -> TraceFiles:
         """See `explaining.Laboratory`."""
         conditions = self.variation if run > 1 else ()
-        folder = self._explanation.new_trace(run)
+        folder = self.explanation.new_trace(run)
         trace = TraceFiles(folder / "witness", process)
         self._run_until(folder, conditions, {"MLTUNE_TRACE": request.to_json()}, trace.is_whole)
         return trace
@@ -78,7 +58,7 @@ class CommandLaboratory:
         made = [parse_condition(text, self.inherited) for text in conditions]
         folders = []
         for _ in range(2):
-            folder = self._explanation.new_experiment()
+            folder = self.explanation.new_experiment()
             seen = _Seen(folder / "witness", last_step)
             self._run_until(folder, made, {}, seen.has_come)
             folders.append(folder / "witness")

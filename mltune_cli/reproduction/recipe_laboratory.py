@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from mltune_cli.reproduction.comparison import StreamComparison
 from mltune_cli.reproduction.conditions.draft import Condition
 from mltune_cli.reproduction.conditions.parsing import parse_condition
 from mltune_cli.reproduction.conditions.prepared import prepared_job
-from mltune_cli.reproduction.explanation_folder import ExplanationFolder
+from mltune_cli.reproduction.laboratory import CheckedRuns
 from mltune_cli.reproduction.localising import TracedPair
 from mltune_cli.reproduction.report import FirstDifference
 from mltune_cli.reproduction.trace_comparison import TraceFiles
@@ -29,34 +29,14 @@ _TRACE_SECONDS = 30
 
 
 @dataclass
-class RecipeLaboratory:
+class RecipeLaboratory(CheckedRuns):
     """See `explaining.Laboratory`.
 
     Attributes:
         job: of the first run.
-        folder: of the check; its runs are in `run-1`, `run-2`, ...
-        inherited: the environment.
-        variation: conditions that the first run did not have.
-        deadline: by `time.monotonic`; None waits for ever.
     """
 
     job: TrainingJob
-    folder: Path
-    inherited: Mapping[str, str]
-    variation: Sequence[Condition]
-    deadline: float | None
-
-    def __post_init__(self) -> None:
-        self._explanation = ExplanationFolder(self.folder / "explanation")
-
-    def tidy(self) -> None:
-        """See `explaining.Laboratory`."""
-        self._explanation.tidy()
-
-    @property
-    def can_trace(self) -> bool:
-        """A run that is killed and resumed takes its steps in two processes."""
-        return all(condition.name != "kill-and-resume" for condition in self.variation)
 
     def records(self, run: int, process: str) -> list[WitnessRecord]:  # noqa: ARG002 - the protocol
         """Return nothing: our own records hold digests alone."""
@@ -77,7 +57,7 @@ class RecipeLaboratory:
         made = [parse_condition(text, self.inherited) for text in conditions]
         runs = []
         for _ in range(2):
-            folder = self._explanation.new_experiment()
+            folder = self.explanation.new_experiment()
             records = list(self._records_until(folder, made, last_step))
             if not records or records[-1].step < last_step:
                 raise NoVerdictError("a run ended before the step in question")
@@ -87,7 +67,7 @@ class RecipeLaboratory:
     def _traced(
         self, run: int, request: TraceRequest, process: str
     ) -> tuple[TraceFiles, list[WitnessRecord]]:
-        folder = self._explanation.new_trace(run)
+        folder = self.explanation.new_trace(run)
         name = "rank-0" if process == "main" and not self.job.processes.is_single else process
         trace = TraceFiles(folder, name)
         order = TraceOrder(
