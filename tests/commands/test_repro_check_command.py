@@ -1,7 +1,7 @@
 """`repro-check -- COMMAND`: somebody else's script, run unchanged, its training compared."""
 
+import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -197,7 +197,9 @@ def test_an_isolated_interpreter_evades_the_hook_and_gets_a_sentence(check: Chec
     assert "started without -I" in report["reason"]
 
 
-def test_a_hang_ends_with_the_timeout_and_leaves_nothing_running(check: Check) -> None:
+def test_a_hang_ends_with_the_timeout_and_leaves_nothing_running(
+    check: Check, tmp_path: Path
+) -> None:
     torchrun = (str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2")
     code, report, output = check(
         "--timeout", "20", launcher=torchrun, end="import time\ntime.sleep(3600 + 77)"
@@ -205,17 +207,16 @@ def test_a_hang_ends_with_the_timeout_and_leaves_nothing_running(check: Check) -
     assert code == 125, output
     assert "--timeout 20" in report["reason"]
     time.sleep(0.5)
-    assert processes_with(b"train.py") == []
+    assert processes_below(tmp_path) == []
 
 
-def processes_with(text: bytes) -> list[int]:
+def processes_below(folder: Path) -> list[int]:
+    """Return what runs in a folder or below it; other tests run scripts of the same names."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if text in entry.read_bytes() and int(entry.parent.name) != os.getpid():
-                found.append(int(entry.parent.name))
-        except OSError:
-            continue
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (entry / "cwd").readlink().is_relative_to(folder):
+                found.append(int(entry.name))
     return found
 
 
@@ -229,11 +230,12 @@ def test_ctrl_c_ends_the_command_and_keeps_earlier_results(
     )  # fmt: skip
     assert process.stderr is not None
     assert "up" in process.stderr.readline()
+    assert len(processes_below(tmp_path)) > 1
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
     process.stderr.close()
     assert not (tmp_path / "repro_output").exists()
-    assert processes_with(b"loop.py") == []
+    assert processes_below(tmp_path) == []
 
 
 @pytest.mark.parametrize(
