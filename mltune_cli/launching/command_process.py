@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mltune_cli.errors import UsageError
+from mltune_cli.launching.child_end import await_end
 
 HOOK_FOLDER = Path(__file__).parent.parent / "witness" / "injected"
 _TAIL_LINES = 20
@@ -72,7 +73,7 @@ class CommandProcess:
 
     def _end_with_children(self) -> None:
         """Wait for the command, and end what it started and left behind."""
-        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        await_end(self._process.pid)
         self._kill_group()
         self._process.wait()
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from mltune_cli.errors import ExitCode, NoVerdictError, StoppedBySignalError
+from mltune_cli.launching.child_end import await_end
 from mltune_cli.launching.environment import worker_environment
 from mltune_cli.launching.events import Event, Failed, Finished, parse_event
 from mltune_cli.launching.failures import explained
@@ -97,7 +98,7 @@ class WorkerProcess:
         Children hold on to the pipe: while one lives, `events` would wait for ever. Until the
         worker is let go of, nobody else can get its number, which is its group's as well.
         """
-        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        await_end(self._process.pid)
         self._kill_group()
         self._process.wait()
         self._remove_control()

@@ -1,6 +1,7 @@
 """Runs a command again: with a trace of one step, or under a condition that both runs have."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +57,12 @@ class CommandLaboratory(CheckedRuns):
     def try_pair(self, conditions: Sequence[str], last_step: int) -> FirstDifference | None:
         """See `explaining.Laboratory`."""
         made = [parse_condition(text, self.inherited) for text in conditions]
+        first = _all(self.folder / "run-1" / "witness")
+        expected = Counter(stream for stream, record in first if record.step <= last_step)
         folders = []
         for _ in range(2):
             folder = self.explanation.new_experiment()
-            seen = _Seen(folder / "witness", last_step)
+            seen = _Seen(folder / "witness", expected, last_step)
             self._run_until(folder, made, {}, seen.has_come)
             folders.append(folder / "witness")
         streams = sorted({stream for folder in folders for stream, _ in _all(folder)})
@@ -109,17 +112,32 @@ class CommandLaboratory(CheckedRuns):
 
 
 class _Seen:
-    """Tells when all processes of a run have reported a step."""
+    """Tells when the processes of a run have reported all that is to be compared.
 
-    def __init__(self, folder: Path, step: int) -> None:
+    Processes do not report at the same moment, nor several optimizers: who stops a run at its first
+    report finds nothing to compare, and takes that for agreement.
+
+    Args:
+        folder: the witness files of the run.
+        expected: each process's number of records up to `last_step`, as a run had that was whole.
+        last_step: up to which runs are compared.
+    """
+
+    def __init__(self, folder: Path, expected: Mapping[str, int], last_step: int) -> None:
         self._files = WitnessFiles(folder)
-        self._step = step
-        self._reached: dict[str, int] = {}
+        self._missing = Counter(expected)
+        self._last_step = last_step
+        self._has_expected = bool(expected)
+        self._has_reached = False
 
     def has_come(self) -> bool:
         for stream, record in self._files.new_records():
-            self._reached[stream] = max(record.step, self._reached.get(stream, 0))
-        return bool(self._reached) and min(self._reached.values()) >= self._step
+            if record.step <= self._last_step:
+                self._missing.subtract((stream,))
+            self._has_reached |= record.step >= self._last_step
+        if not self._has_expected:
+            return self._has_reached
+        return all(count <= 0 for count in self._missing.values())
 
 
 def _all(folder: Path) -> list[tuple[str, WitnessRecord]]:

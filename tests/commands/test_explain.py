@@ -1,6 +1,7 @@
 """Where runs part, `repro-check` names the operation and the cause: recipes."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,3 +81,33 @@ def test_nothing_is_looked_for_where_it_is_not_wanted(mltune: MltuneRun, tmp_pat
     report = report_of(result)
     assert (report["localisation"], report["diagnosis"]) == (None, None)
     assert not (tmp_path / "repro_output" / "explanation").exists()
+
+
+# Two processes that never meet: the one that draws unseeded numbers is the slower one.
+LATE = """
+import os, time
+import torch
+rank = int(os.environ["RANK"])
+if rank == 0:
+    torch.manual_seed(1)
+weight = torch.nn.Parameter(torch.ones(4))
+optimizer = torch.optim.SGD([weight], lr=0.1)
+for step in range(2):
+    if rank == 1:
+        time.sleep(1)
+    (weight * torch.rand(4)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_experiments_wait_for_the_slowest_process(mltune: MltuneRun, tmp_path: Path) -> None:
+    """Stopped at the first process's report, runs that part in the other one seem to agree."""
+    (tmp_path / "late.py").write_text(LATE)
+    torchrun = Path(sys.executable).parent / "torchrun"
+    result = mltune(
+        "repro-check", "--json", "--", torchrun, "--nproc-per-node", "2", "late.py", cwd=tmp_path
+    )
+    report = report_of(result)
+    assert report["first_difference"]["process"] == "rank-1"
+    assert report["diagnosis"]["cause"] == "unseeded-random-numbers", result.stdout
