@@ -17,7 +17,8 @@ nox.options.error_on_external_run = True
 PROJECT = Path(__file__).parent
 DEV_LOCK = "requirements-dev.txt"
 TORCH = "torch==2.13.0"
-CODE = ("mltune_cli", "tests", "tools", "benchmarks", "repro_dataset", "noxfile.py")
+CODE = ("mltune_cli", "tests", "tools", "benchmarks", "repro_dataset", "noxfile.py",
+        ".ci/docker-engine")  # fmt: skip
 
 
 def lock_blocks(lock: str) -> dict[str, str]:
@@ -104,6 +105,7 @@ def docs(session: nox.Session) -> None:
     session.run("python", "tools/write_schemas.py", "--check")
     session.run("python", "tools/write_reference.py", "--check")
     session.run("python", "tools/write_causes.py", "--check")
+    session.run("python", "tools/write_dockerfile.py", "--check")
     session.run("pytest", "tests/test_docs.py", *session.posargs)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
-COMMANDS = ("", "train", "repro-check", "diff", "export")
+COMMANDS = ("", "train", "repro-check", "build-image", "diff", "export")
 
 
 def command_reference() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from mltune_cli.imaging.receipt import ImageReceipt
 from mltune_cli.manifest import Manifest
 from mltune_cli.recipe.schema import Recipe
 from mltune_cli.reproduction.diff_tree import DIFF_SCHEMA, RunDiff
@@ -30,6 +31,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "manifest": Manifest.model_json_schema(mode="serialization"),
         "report": ReproductionReport.model_json_schema(mode="serialization"),
         "diff": diff_schema(),
+        "image": ImageReceipt.model_json_schema(mode="serialization"),
         "witness": witness_schema(),
     }
     return {

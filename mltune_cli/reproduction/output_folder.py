@@ -23,28 +23,34 @@ _EARLIER = ".earlier"
 
 
 @contextlib.contextmanager
-def output_folder(folder: Path) -> Iterator[None]:
+def output_folder(folder: Path, writer: str = "repro-check") -> Iterator[None]:
     """Make the folder, empty but for its mark, and keep it if the block comes to its end.
 
     If it does not, because a recipe was wrong or somebody pressed Ctrl-C, what an earlier check
     left there is put back. The folder itself stays where it is: it may be a mount point.
 
+    Args:
+        folder: that is wanted.
+        writer: the command of mltune that writes it; another one's folder is not replaced.
+
     Raises:
-        UsageError: it holds something that no `repro-check` wrote, another check is writing into
-            it, or it cannot be written.
+        UsageError: it holds something that the writer did not write, another process is writing
+            into it, or it cannot be written.
     """
     earlier = folder / _EARLIER
     is_new = not folder.exists()
     try:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder}: is a file; choose another --output")
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        mark, signed = folder / MARK, f"Written by mltune {writer}, which may replace it.\n"
+        is_ours = mark.is_file() and mark.read_text(errors="replace") == signed
+        if folder.is_dir() and any(folder.iterdir()) and not is_ours:
             raise UsageError(
-                f"{folder}: holds files that repro-check did not write; "
+                f"{folder}: holds files that {writer} did not write; "
                 "choose another --output, or empty it"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARK).write_text("Written by mltune repro-check, which may replace it.\n")
+        mark.write_text(signed)
         lock = RunLock(folder)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None

@@ -1,0 +1,1 @@
+"""The pinned image: what goes into it, how an engine builds it, and what ran in it."""
