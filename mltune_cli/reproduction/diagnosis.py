@@ -38,6 +38,9 @@ _DRAWING = (
     "rand", "shuffle", "choice", "sample", "permutation", "normal", "uniform", "bernoulli",
     "dropout", "multinomial", "exponential", "poisson", "geometric", "cauchy",
 )  # fmt: skip
+# Operations whose result comes from where no tensor was: from Python's values, from memory that was
+# reserved, from the storage that a loader's process shared.
+_FROM_OUTSIDE = ("aten.lift_fresh", "aten.empty", "aten.set_")
 _VARIATION_CAUSES = {
     "processes": "number-of-processes",
     "evaluation": "evaluation-cadence",
@@ -236,7 +239,7 @@ def _operation_itself(inquiry: _Inquiry) -> Diagnosis | None:
     where = inquiry.case.localisation
     if where is None or where.differs != "output":
         return None
-    if where.made_by is None and where.operation.startswith(("aten.lift_fresh", "aten.empty")):
+    if where.made_by is None and where.operation.startswith(_FROM_OUTSIDE):
         return None
     evidence = f"{_call(where)} has equal inputs in both runs, and other results"
     if where.is_convicted:

@@ -46,10 +46,8 @@ def install(text: str) -> AfterImport:
         _replace_listings(wanted["directory_order"])
     later: AfterImport = {"numpy": [], "torch": [], "witness": []}
     if "seeds" in wanted:
-        seed = int(wanted["seeds"])
-        __import__("random").seed(seed)
-        later["numpy"].append(lambda numpy: numpy.random.seed(seed))
-        later["torch"].append(lambda torch: torch.manual_seed(seed))
+        for name, call in _seeded(int(wanted["seeds"])).items():
+            later[name].append(call)
     if wanted.get("deterministic"):
         later["torch"].append(lambda torch: torch.use_deterministic_algorithms(True))
     if "loader_workers" in wanted:
@@ -59,6 +57,44 @@ def install(text: str) -> AfterImport:
         step = int(wanted["hold_at_step"])
         later["witness"].append(lambda _: _hold_at(step))
     return {name: calls for name, calls in later.items() if calls}
+
+
+# Seeds -------------------------------------------------------------------------------------------
+
+
+def _seeded(seed: int) -> dict[str, Callable[[ModuleType], None]]:
+    """Seed every generator, also those that a script makes for itself and leaves unseeded.
+
+    Such a one asks the system for noise: `random.Random()`, `numpy.random.default_rng()`,
+    `torch.seed()`. The noise comes from one generator here, in the order of asking.
+    """
+    import random
+
+    noise = random.Random(seed).getrandbits  # noqa: S311 - it stands in for noise
+    real = random.Random.seed
+
+    def seed_python(self: random.Random, a: Any = None, version: int = 2) -> None:
+        real(self, noise(64) if a is None else a, version)
+
+    random.Random.seed = seed_python  # type: ignore[method-assign]
+    random.seed = random.seed.__self__.seed  # type: ignore[attr-defined]
+    random.seed(seed)
+
+    def seed_numpy(numpy: Any) -> None:
+        numpy.random.seed(seed)
+        # What SeedSequence asks, and through it every generator without a seed.
+        numpy.random.bit_generator.randbits = noise
+
+    def seed_torch(torch: Any) -> None:
+        torch.manual_seed(seed)
+
+        def seed_again(_: Any) -> Callable[[], int]:
+            return lambda: int(torch.manual_seed(noise(63)).initial_seed())
+
+        for module in (torch, torch.random):
+            _replace(module, "seed", seed_again)
+
+    return {"numpy": seed_numpy, "torch": seed_torch}
 
 
 class _Replacement:

@@ -44,7 +44,7 @@ ROWS = (
         ("tests/faults/test_trl_command.py::test_trl_with_peft_draws_its_adapter_before_the_seed",)),
     Row(2, "NumPy's generator in loader processes",
         "Every loader process augments its rows alike, or each run otherwise.",
-        ("loader-workers", "unseeded-random-numbers", "data-content"),
+        ("loader-workers", "unseeded-random-numbers"),
         ("plain_unseeded_workers",),
         (_METAMORPHIC + "test_loader_workers_decide_nothing",)),
     Row(3, "The number of loader processes",

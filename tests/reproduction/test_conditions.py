@@ -305,8 +305,23 @@ print(years)
     assert python(code, tmp_path, "clock=2033-06-15T12:00:00") == "{2033}"
 
 
-def test_seeds_reach_every_generator(tmp_path: Path) -> None:
-    code = "import random, numpy, torch; print(random.random(), numpy.random.rand(), torch.rand(1))"
+@pytest.mark.parametrize(
+    "draw",
+    [
+        "random.random()",
+        "numpy.random.rand()",
+        "torch.rand(1)",
+        "random.Random().random()",
+        "random.seed() or random.random()",
+        "numpy.random.default_rng().random()",
+        "numpy.random.Generator(numpy.random.PCG64()).random()",
+        "numpy.random.RandomState().rand()",
+        "torch.seed()",
+        "torch.random.seed() and torch.rand(1)",
+    ],
+)
+def test_seeds_reach_every_generator(draw: str, tmp_path: Path) -> None:
+    code = f"import random, numpy, torch; print({draw})"
     first = python(code, tmp_path, "seeds=3")
     assert first == python(code, tmp_path, "seeds=3")
     assert first != python(code, tmp_path, "seeds=4")
