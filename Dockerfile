@@ -15,8 +15,6 @@ ARG BASE=${CUDA_BASE}
 
 # What all stages stand on: the base, with Python where it has none.
 FROM ${BASE} AS prepared
-# What a build that is cut short leaves behind is known by this, and removed by the next one.
-LABEL mltune.stage=unfinished
 USER 0
 RUN set -eu; \
     if ! command -v python3 >/dev/null; then \

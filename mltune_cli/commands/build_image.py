@@ -91,7 +91,7 @@ def build_image_command(
             return ExitCode.OK
         view = ImageView()
         with output_folder(output, "build-image"), open_engine() as engine, _shown(view):
-            for line in sweep(engine.client):
+            for line in sweep(engine.client, engine.facts.host):
                 print_notice(line)
             maker = _Maker(engine, plan, view, Path(scratch))
             receipt = maker.build(trial.verify)

@@ -15,7 +15,7 @@ from mltune_cli.errors import NoVerdictError
 from mltune_cli.imaging.archive import BuildContext
 from mltune_cli.imaging.engine import Engine
 from mltune_cli.imaging.faults import build_fault, one_line
-from mltune_cli.imaging.leftovers import remove_dangling, remove_tag, shared_build_lock
+from mltune_cli.imaging.leftovers import BuildJournal, remove_dangling, remove_tag
 from mltune_cli.imaging.time_limit import time_limit
 from mltune_cli.launching.held_signals import held_signals
 
@@ -109,8 +109,9 @@ def build_image(
         NoVerdictError: a step failed, the disk is full, or the time is up.
     """
     started = time.monotonic()
-    progress = _Progress(ears)
-    with shared_build_lock(), time_limit(request.seconds, "building the image"):
+    journal = BuildJournal(engine.facts.host)
+    progress = _Progress(ears, journal)
+    with contextlib.closing(journal), time_limit(request.seconds, "building the image"):
         try:
             with contextlib.closing(context.open_tar()) as archive:
                 stream = _stream(engine, archive, context.dockerfile, request)
@@ -165,6 +166,7 @@ class _Progress:
     """What a build's messages tell: its steps, its images, the end of a stage."""
 
     ears: BuildEars
+    journal: BuildJournal
     steps: list[BuildStep] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
     image_id: str | None = None
@@ -190,6 +192,7 @@ class _Progress:
             self._begin(BuildStep(int(step[1]), int(step[2]), one_line(step[3])))
         elif (made := _MADE.fullmatch(text.rstrip("\n") + " ")) is not None:
             self.images.append(made[1])
+            self.journal.note(made[1])
         elif text.strip() == "---> Using cache":
             self._is_cached = True
         elif (built := re.match(r"Successfully built ([0-9a-f]+)", text)) is not None:

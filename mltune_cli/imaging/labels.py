@@ -7,8 +7,6 @@ from pathlib import Path
 from mltune_cli.manifest import GitFacts
 
 PREFIX = "mltune."
-STAGE = "mltune.stage"
-FINISHED = "image"
 OWNER = "mltune.owner"
 COMMIT = "mltune.git.commit"
 DIRTY = "mltune.git.dirty"
@@ -25,7 +23,7 @@ def image_labels(git: GitFacts | None, context_digest: str, variant: str) -> dic
         context_digest: of everything that was sent to the builder.
         variant: `cpu` or `gpu`.
     """
-    labels = {STAGE: FINISHED, CONTEXT: context_digest, VARIANT: variant}
+    labels = {CONTEXT: context_digest, VARIANT: variant}
     if git is not None:
         labels |= {COMMIT: git.commit, DIRTY: str(git.dirty).lower(), REVISION: git.commit}
     return labels

@@ -5,37 +5,53 @@ remove is found by its labels the next time.
 """
 
 import contextlib
-import fcntl
 import os
-import tempfile
+import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mltune_cli.imaging.labels import FINISHED, OWNER, STAGE, is_abandoned
+from mltune_cli.imaging.labels import OWNER, is_abandoned, owner
 
 _CANCELLED_SECONDS = 15.0
 _PAUSE_SECONDS = 0.1
 
 
-@contextlib.contextmanager
-def shared_build_lock() -> Iterator[None]:
-    """Tell others that a build runs, whose half-made images are not rubbish."""
-    with _lock_file() as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        yield
+class BuildJournal:
+    """Writes down the images of a running build, for whoever has to tidy up after a kill.
+
+    A label would not do: the images of a living build carry the same, and are without a name until
+    it is done. Where nothing can be written there is no journal, and a kill leaves what it leaves.
+
+    Args:
+        host: address of the engine.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._path: Path | None = None
+        with contextlib.suppress(OSError, RuntimeError):
+            folder = _journals()
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{secrets.token_hex(8)}.txt"
+            path.write_text(f"{owner()}\n{host}\n", encoding="utf-8")
+            self._path = path
+
+    def note(self, image: str) -> None:
+        """Write an image down."""
+        if self._path is not None:
+            with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{image}\n")
+
+    def close(self) -> None:
+        """Throw the journal away: the build has tidied up itself."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _lock_file() -> Iterator[int]:
-    path = Path(tempfile.gettempdir()) / f"mltune-builds-{os.getuid()}.lock"
-    # O_NOFOLLOW: in a folder that everybody writes to, a link may point at somebody's file.
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        yield file
-    finally:
-        os.close(file)
+def _journals() -> Path:
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "mltune" / "builds"
 
 
 def remove_container(client: Any, name: str) -> None:
@@ -102,37 +118,29 @@ def _dangling(client: Any) -> list[str]:
     return [str(image["Id"]) for image in client.images(filters={"dangling": True})]
 
 
-def _unfinished(client: Any) -> list[str]:
-    """Return the images of builds that were cut short; finished ones that lost their name stay."""
-    images = client.images(filters={"dangling": True, "label": STAGE})
-    return [str(i["Id"]) for i in images if (i.get("Labels") or {}).get(STAGE) != FINISHED]
+def sweep(client: Any, host: str) -> list[str]:
+    """Remove what killed commands of this machine left behind in an engine.
 
+    Containers go whose label names a process that is gone, and the nameless images that the journal
+    of such a process lists.
 
-def sweep(client: Any) -> list[str]:
-    """Remove what killed commands of this machine left behind.
-
-    Containers go whose label names a process that is gone; images without a name go while no build
-    of ours runs.
+    Args:
+        client: of the engine.
+        host: its address.
 
     Returns:
         One line for each thing that was removed.
     """
-    from docker.errors import APIError
-
     said = []
     for container in client.containers(all=True, filters={"label": OWNER}):
         if is_abandoned(str(container["Labels"].get(OWNER, ""))):
             remove_container(client, container["Id"])
-            said.append(
-                f"removed the container {container['Id'][:12]} of a command that was killed"
-            )
-    with _lock_file() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return said
-        for image in _unfinished(client):
-            with contextlib.suppress(APIError):  # a container of somebody else's holds it
-                client.remove_image(image)
-                said.append(f"removed the unfinished image {image.partition(':')[2][:12]}")
+            said.append(f"removed container {container['Id'][:12]} of a command that was killed")
+    with contextlib.suppress(OSError, RuntimeError):
+        for path in sorted(_journals().glob("*.txt")):
+            whose, where, *images = path.read_text(encoding="utf-8").splitlines() or ["", ""]
+            if where == host and is_abandoned(whose):
+                for image in remove_dangling(client, images):
+                    said.append(f"removed image {image.partition(':')[2][:12]} of a killed build")
+                path.unlink(missing_ok=True)
     return said
