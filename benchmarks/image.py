@@ -1,8 +1,7 @@
 """What an image costs: from nothing, from the cache, after a change of mltune's own code.
 
-``python benchmarks/image.py --base REF [--wheelhouse DIR] [--rounds N] [--json FILE]``, run in a
-checkout
-with a Docker engine (`DOCKER_HOST`). Nothing is run in the images.
+``python benchmarks/image.py --base REF [--wheelhouse DIR] [--rounds N] [--json FILE]``, with a
+Docker engine (`DOCKER_HOST`). Nothing is run in the images.
 """
 
 import argparse

@@ -5,6 +5,7 @@ also when the command fails or is stopped.
 """
 
 import os
+import re
 import secrets
 import threading
 import time
@@ -22,11 +23,17 @@ from mltune_cli.imaging.leftovers import remove_container
 from mltune_cli.launching.held_signals import held_signals
 
 _LAST_LINES = 20
+_LAST_LINE_CHARACTERS = 300
+# A program may print for ever without ending its line.
+_LINE_BYTES = 1 << 16
 _MAX_PROCESSES = 4096
 _SHARED_MEMORY_BYTES = 1 << 30
 _KILLED = 137
 # Whoever runs mltune as root still gets a container without root: this is the images' own user.
 _UNPRIVILEGED = 10001
+# The engine's init starts the command, and has these words where that fails. For a program of
+# another processor it ends with 1, which of mltune's own would be a verdict.
+_NOT_STARTED = re.compile(r"\[FATAL\s+tini \(\d+\)\] exec (?P<program>.+) failed: (?P<problem>.+)")
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ class RunRequest:
         memory_bytes: that it may use; None for no limit.
         seconds: after which it is killed; None for no limit.
         device_requests: of the engine's API, for GPUs.
+        entrypoint: in place of the image's own; empty to keep that.
     """
 
     image: str
@@ -54,6 +62,7 @@ class RunRequest:
     memory_bytes: int | None = None
     seconds: float | None = None
     device_requests: Sequence[Mapping[str, Any]] = ()
+    entrypoint: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class ContainerEnd:
         is_out_of_memory: the kernel killed it, or a process in it, at its memory limit.
         is_timed_out: it was killed because its time was up.
         seconds: that it ran.
-        last_lines: that it printed.
+        last_lines: that it printed, long ones cut short.
     """
 
     exit_code: int
@@ -94,29 +103,31 @@ def run_container(
     lines: list[str] = []
 
     def hear(line: str) -> None:
-        lines.append(line)
+        lines.append(line[:_LAST_LINE_CHARACTERS])
         del lines[:-_LAST_LINES]
         on_output(line)
 
     places = {"root": engine.facts.root}
     with _lent(request.artifacts) as user, _container(engine, request, user) as name:
-        # Attached before the start: an attachment to a container that has ended never returns.
-        chunks = engine.client.attach(name, stream=True, logs=False, demux=True)
         started = time.monotonic()
         try:
+            # Attached before the start: an attachment to a container that has ended never returns.
+            chunks = engine.client.attach(name, stream=True, logs=False, demux=True)
             engine.client.start(name)
-        except APIError as error:
-            raise run_fault(str(error.explanation or error), places) from None
+        except (APIError, RequestException) as error:
+            text = str(getattr(error, "explanation", None) or error)
+            raise run_fault(text, places) from None
         with _time_limit(engine, name, request.seconds) as is_over:
             try:
                 for line in _lines(chunks):
                     hear(line)
                 exit_code = int(engine.client.wait(name)["StatusCode"])
+                state = engine.client.inspect_container(name)["State"]
             except (APIError, RequestException) as error:
                 raise NoVerdictError(
-                    f"the engine was lost while the container ran: {one_line(error)}"
+                    "the engine was lost while the container ran; see whether it still runs "
+                    f"(`docker info`): {one_line(error)}"
                 ) from None
-        state = engine.client.inspect_container(name)["State"]
     is_killed = bool(state.get("OOMKilled"))
     seconds = time.monotonic() - started
     return ContainerEnd(exit_code, is_killed, is_over.is_set(), seconds, tuple(lines))
@@ -196,6 +207,7 @@ def _config(engine: Engine, request: RunRequest, user: str) -> dict[str, Any]:
         environment={"HOME": "/tmp", **request.variables},  # noqa: S108 - the container's own
         labels={OWNER: owner()},
         host_config=host_config,
+        entrypoint=list(request.entrypoint) or None,
     )
     return config
 
@@ -232,13 +244,19 @@ def _time_limit(engine: Engine, name: str, seconds: float | None) -> Iterator[th
 
 
 def _lines(chunks: Iterator[tuple[bytes | None, bytes | None]]) -> Iterator[str]:
-    """Cut two streams that arrive in chunks into lines."""
-    rests = [b"", b""]
+    """Cut two streams that arrive in chunks into lines, and lines without end into parts."""
+    rests = [bytearray(), bytearray()]
     for pair in chunks:
-        for place, chunk in enumerate(pair):
-            *whole, rests[place] = (rests[place] + (chunk or b"")).split(b"\n")
-            yield from (_text(line) for line in whole)
-    yield from (_text(rest) for rest in rests if rest)
+        for rest, chunk in zip(rests, pair, strict=True):
+            *ends, begun = (chunk or b"").split(b"\n")
+            for end in ends:
+                yield _text(bytes(rest) + end)
+                rest.clear()
+            rest += begun
+            if len(rest) >= _LINE_BYTES:
+                yield _text(bytes(rest))
+                rest.clear()
+    yield from (_text(bytes(rest)) for rest in rests if rest)
 
 
 def _text(line: bytes) -> str:
@@ -254,6 +272,12 @@ def failure_of(end: ContainerEnd, seconds: float | None, memory_bytes: int | Non
         return f"the container ran out of memory: it needs more than {limit} memory; pass --memory"
     if end.exit_code == _KILLED:
         return "the container was killed from outside"
+    last = _NOT_STARTED.fullmatch(end.last_lines[-1]) if end.last_lines else None
+    if last is not None and "format error" in last["problem"]:
+        return (
+            f"{last['program']} in the image is for another processor, or a script without a #! "
+            "line; build the image with --platform, or mend the script"
+        )
     if end.exit_code == 127:
         return "the image has no such program; check the Dockerfile and what follows --"
     if end.exit_code == 126:

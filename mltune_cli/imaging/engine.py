@@ -72,10 +72,15 @@ def open_engine(variables: Mapping[str, str] = os.environ) -> Iterator[Engine]:
         UsageError: `DOCKER_HOST` is no address.
         NoVerdictError: no engine answers there, or it may not be used.
     """
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+
     host = _host(variables)
     client = _client(host, variables)
     try:
         yield Engine(client, _facts(client, host))
+    except (DockerException, RequestException) as error:
+        raise connection_fault(error, host) from None  # it was lost in between
     finally:
         client.close()
 

@@ -231,6 +231,8 @@ def build_fault(message: str, log: list[str], places: dict[str, str]) -> MltuneE
 def _step_advice(printed: str, code: int) -> str:
     if code == _KILLED:
         return ": it was killed, most likely for memory; give the engine more"
+    if "exec format error" in printed:
+        return ": the base's programs are for another processor; name its own with --platform"
     if "No matching distribution found for torch" in printed:
         return (
             ": pip finds no CPU build of torch there; name PyTorch's own CPU index with "

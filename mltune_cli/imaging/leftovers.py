@@ -1,7 +1,7 @@
 """What mltune must not leave behind in an engine: containers, and images without a name.
 
 A command that ends, however it ends, removes its own. What one that was killed outright could not
-remove is found by its labels the next time.
+remove is found the next time: containers by their labels, images by the build's journal.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +50,42 @@ class BuildJournal:
             self._path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class _Page:
+    """A journal that was read."""
+
+    path: Path
+    owner: str
+    host: str
+    images: tuple[str, ...]
+
+
+def _pages() -> list[_Page]:
+    """Read all journals; one that is being written may end in half a line, which names nothing."""
+    pages = []
+    with contextlib.suppress(OSError, RuntimeError):
+        for path in sorted(_journals().glob("*.txt")):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if len(lines) > 1:
+                pages.append(_Page(path, lines[0], lines[1], tuple(lines[2:])))
+    return pages
+
+
 def _journals() -> Path:
     state = os.environ.get("XDG_STATE_HOME")
     return (Path(state) if state else Path.home() / ".local" / "state") / "mltune" / "builds"
 
 
 def remove_container(client: Any, name: str) -> None:
-    """Remove a container by force; nothing happens where there is none."""
+    """Remove a container by force; nothing happens where there is none, or no engine any more."""
     from docker.errors import APIError, NotFound
+    from requests.exceptions import RequestException
 
     for _ in range(3):
         try:
             client.remove_container(name, force=True, v=True)
-        except NotFound:
-            return
+        except (NotFound, RequestException):
+            return  # of an engine that is lost, the next command sweeps it up
         except APIError:
             time.sleep(_PAUSE_SECONDS)  # its removal is under way already
         else:
@@ -72,9 +95,10 @@ def remove_container(client: Any, name: str) -> None:
 def remove_tag(client: Any, tag: str) -> None:
     """Take a name from an image, and the image with it where that was its last use."""
     from docker.errors import APIError
+    from requests.exceptions import RequestException
 
-    # It has no such name, or a container still uses the image.
-    with contextlib.suppress(APIError):
+    # It has no such name, or a container still uses the image, or the engine is lost.
+    with contextlib.suppress(APIError, RequestException):
         client.remove_image(tag)
 
 
@@ -82,6 +106,7 @@ def remove_dangling(client: Any, images: Sequence[str]) -> list[str]:
     """Remove those of some images that have neither a name nor an image made from them.
 
     A cancelled step's container goes a moment after the connection; until then its image is held.
+    Images that another build of a living process has come upon stay: it may stand on them.
 
     Returns:
         The ids of what was removed.
@@ -91,7 +116,10 @@ def remove_dangling(client: Any, images: Sequence[str]) -> list[str]:
 
     removed: list[str] = []
     deadline = time.monotonic() + _CANCELLED_SECONDS
-    waiting = list(dict.fromkeys(reversed(images)))
+    me = owner()
+    living = [page for page in _pages() if page.owner != me and not is_abandoned(page.owner)]
+    used = {image for page in living for image in page.images}
+    waiting = [image for image in dict.fromkeys(reversed(images)) if image not in used]
     try:
         while waiting and time.monotonic() < deadline:
             dangling = _dangling(client)
@@ -136,11 +164,10 @@ def sweep(client: Any, host: str) -> list[str]:
         if is_abandoned(str(container["Labels"].get(OWNER, ""))):
             remove_container(client, container["Id"])
             said.append(f"removed container {container['Id'][:12]} of a command that was killed")
-    with contextlib.suppress(OSError, RuntimeError):
-        for path in sorted(_journals().glob("*.txt")):
-            whose, where, *images = path.read_text(encoding="utf-8").splitlines() or ["", ""]
-            if where == host and is_abandoned(whose):
-                for image in remove_dangling(client, images):
-                    said.append(f"removed image {image.partition(':')[2][:12]} of a killed build")
-                path.unlink(missing_ok=True)
+    for page in _pages():
+        if page.host == host and is_abandoned(page.owner):
+            removed = remove_dangling(client, page.images)
+            said += [f"removed image {i.partition(':')[2][:12]} of a killed build" for i in removed]
+            with contextlib.suppress(OSError):
+                page.path.unlink()
     return said

@@ -1,6 +1,9 @@
 """The image's trial run: the smoke check, or a command of the user's, and what came out of it."""
 
 import json
+import os
+import re
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +18,7 @@ from mltune_cli.manifest import MANIFEST_FILE, Manifest, read_manifest
 
 # Below the image's working directory: where a check writes if nobody says otherwise.
 ARTIFACTS = "repro_output"
-_CHECK = ("mltune", "repro-check")
+_CHECK = ("repro-check",)
 _CHECK_ARTIFACTS = ("report.json", "training_log.jsonl", "last_loss.txt", "adapter")
 _PROOF = ("python3", "-m", "mltune_cli.training.gpu_proof")
 _PROOF_FILE = "gpu_proof.json"
@@ -80,7 +83,8 @@ def try_image(engine: Engine, trial: Trial, on_output: Callable[[str], None]) ->
     """
     config = engine.client.inspect_image(trial.image).get("Config") or {}
     command = tuple(trial.command) or tuple(config.get("Cmd") or ())
-    if not command and not config.get("Entrypoint"):
+    entrypoint = tuple(config.get("Entrypoint") or ())
+    if not command and not entrypoint:
         raise NoVerdictError(
             "the image has no command of its own; add a CMD to the Dockerfile, or pass -- COMMAND"
         )
@@ -99,7 +103,9 @@ def try_image(engine: Engine, trial: Trial, on_output: Callable[[str], None]) ->
     end = run_container(engine, request, on_output)
     run_folder = _run_folder(trial.artifacts)
     manifest = None if run_folder is None else _manifest(run_folder)
-    reason = _what_failed(trial, command, end, manifest)
+    # Any other entry point is taken for one that hands over to its arguments, as CUDA images' does.
+    words = entrypoint + command if _is_mltune(entrypoint) else command
+    reason = _what_failed(trial, words, end, manifest)
     negative = reason is None and end.exit_code == ExitCode.NEGATIVE
     receipt = RunReceipt(
         command=list(request.command),
@@ -116,13 +122,15 @@ def try_image(engine: Engine, trial: Trial, on_output: Callable[[str], None]) ->
 
 
 def _proven_gpu(engine: Engine, request: RunRequest) -> str:
-    """Return the name of the GPU that computed in a container like the one to be run."""
+    """Return the name of the GPU that computed in a container like the one to be run.
+
+    An entry point of the image's own would take the proof for its arguments.
+    """
     lines: list[str] = []
     with tempfile.TemporaryDirectory(prefix="mltune-") as scratch:
-        command = (*_PROOF, f"{_SCRATCH}/{_PROOF_FILE}")
         proof = replace(
-            request, command=command, artifacts=Path(scratch), artifacts_at=_SCRATCH,
-            seconds=_SHORT_SECONDS,
+            request, entrypoint=_PROOF[:1], command=(*_PROOF[1:], f"{_SCRATCH}/{_PROOF_FILE}"),
+            artifacts=Path(scratch), artifacts_at=_SCRATCH, seconds=_SHORT_SECONDS,
         )  # fmt: skip
         end = run_container(engine, proof, lines.append)
         try:
@@ -139,33 +147,47 @@ def _proven_gpu(engine: Engine, request: RunRequest) -> str:
 
 
 def _what_failed(
-    trial: Trial, command: tuple[str, ...], end: ContainerEnd, manifest: Manifest | None
+    trial: Trial, words: tuple[str, ...], end: ContainerEnd, manifest: Manifest | None
 ) -> str | None:
-    """Say why the trial has no verdict; None where it has one."""
+    """Say why the trial has no verdict; None where it has one.
+
+    Args:
+        trial: what was tried.
+        words: the program that ran and its arguments.
+        end: of the container.
+        manifest: of the training run that it left.
+    """
     failure = failure_of(end, trial.seconds, trial.memory_bytes)
     if failure is not None:
         return failure
-    is_ours = command[:1] == ("mltune",)
+    is_ours = _is_mltune(words)
     if end.exit_code != 0 and not (is_ours and end.exit_code == ExitCode.NEGATIVE):
         said = " | ".join(end.last_lines[-_SAID_LINES:])
         return f"the container's command ended with {end.exit_code}: {said}".rstrip(": ")
     if trial.gpu_path is not None and manifest is not None and manifest.environment.gpu is None:
         return "the training in the container ran on the CPU although it was given a GPU"
-    if command[:2] == _CHECK and "--output" not in command:
+    is_check = is_ours and words[1:2] == _CHECK
+    if is_check and not any(re.match(r"--output(=|$)", word) for word in words):
         missing = [name for name in _CHECK_ARTIFACTS if not (trial.artifacts / name).exists()]
         if missing:
             return f"the container ended without leaving {', '.join(missing)}"
     return None
 
 
+def _is_mltune(words: Sequence[str]) -> bool:
+    return bool(words) and PurePosixPath(words[0]).name == "mltune"
+
+
 def _run_folder(artifacts: Path) -> Path | None:
-    """Find the training run that a trial left: a check's first, else the first of all."""
-    first = artifacts / "run-1"
-    if (first / MANIFEST_FILE).is_file():
-        return first
+    """Find the training run that a trial left: a check's first, else the first of all.
+
+    A link out of the folder is none: the host's own run behind it would be compared with itself.
+    """
     patterns = ("/".join(["*"] * depth + [MANIFEST_FILE]) for depth in range(_SEARCH_DEPTH))
-    found = (path for pattern in patterns for path in sorted(artifacts.glob(pattern)))
-    return next((path.parent for path in found), None)
+    every = (path for pattern in patterns for path in sorted(artifacts.glob(pattern)))
+    own = [path.parent for path in every if path.resolve().is_relative_to(artifacts.resolve())]
+    first = artifacts / "run-1"
+    return first if first in own else next(iter(own), None)
 
 
 def _manifest(folder: Path) -> Manifest | None:
@@ -187,7 +209,13 @@ def _fingerprints(manifest: Manifest | None) -> FingerprintsReceipt | None:
 
 
 def _artifacts(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    """Return the names of the files in a folder; bytes that are no text are replaced in them."""
+    found = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    return sorted(
+        os.fsencode(path.relative_to(folder)).decode(errors="replace")
+        for path in found
+        if stat.S_ISREG(path.lstat().st_mode)
+    )
 
 
 def installed_packages(engine: Engine, image: str, scratch: Path) -> dict[str, str]:
@@ -199,7 +227,10 @@ def installed_packages(engine: Engine, image: str, scratch: Path) -> dict[str, s
         scratch: an empty folder.
     """
     lines: list[str] = []
-    request = RunRequest(image, _PACKAGES_COMMAND, scratch, _SCRATCH, {}, seconds=_SHORT_SECONDS)
+    request = RunRequest(
+        image, _PACKAGES_COMMAND[1:], scratch, _SCRATCH, {},
+        seconds=_SHORT_SECONDS, entrypoint=_PACKAGES_COMMAND[:1],
+    )  # fmt: skip
     try:
         run_container(engine, request, lines.append)
         listed = json.loads(next((line for line in lines if line.startswith("[")), "[]"))

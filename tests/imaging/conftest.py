@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,11 +25,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import docker
 import pytest
 from docker.errors import DockerException
+from requests.exceptions import RequestException
 
 HERE = Path(__file__).parent
 LABELS = "mltune."
@@ -284,6 +286,58 @@ def wheelhouse(project: Path) -> Path:
                 missing(f"the wheels of {lock.name} cannot be had: {done.stderr[-2000:]}")
             Path(new, "all").rename(folder)
     return folder
+
+
+@pytest.fixture
+def case(
+    mltune_command: Path, project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Engine], Any]]:
+    """Make a `case.Case` with an engine: `case(engine)`; its image and processes go afterwards."""
+    schema = json.loads((project / "docs" / "schemas" / "image.schema.json").read_text())
+    made = []
+
+    def make(engine: Engine) -> Any:
+        made.append(
+            load("case").Case(engine, tmp_path_factory.mktemp("case"), mltune_command, schema)
+        )
+        return made[-1]
+
+    yield make
+    for one in made:
+        for pid in one.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in one.started:
+            process.wait(30)
+        with contextlib.suppress(DockerException, RequestException):
+            for container in one.containers():
+                one.engine.client.remove_container(container["Id"], force=True, v=True)
+            one.engine.client.remove_image(one.tag, force=True)
+
+
+@contextlib.contextmanager
+def started_engine(project: Path, state: Path, *words: str) -> Iterator[Engine]:
+    """Start an engine for one purpose, such as being killed."""
+    script = [sys.executable, project / ".ci" / "docker-engine"]
+    place = ("--state", state)
+    done = subprocess.run([*script, "start", *place, *words], capture_output=True, text=True)
+    if done.returncode:
+        missing(f"no engine of our own can be started: {done.stderr[-1000:]}")
+    client = docker.APIClient(base_url=f"unix://{state}/docker.sock", version="auto", timeout=120)
+    try:
+        yield Engine(f"unix://{state}/docker.sock", client, str(client.version()["Version"]), state)
+    finally:
+        client.close()
+        subprocess.run([*script, "stop", *place], check=True, capture_output=True, timeout=120)
+
+
+@pytest.fixture
+def mortal_engine(
+    project: Path, engine: Engine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    """An engine that a test may kill."""
+    with started_engine(project, tmp_path_factory.mktemp("mortal")) as mortal:
+        yield mortal
 
 
 Left = Callable[..., list[str]]
