@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,46 @@ def test_a_run_that_fails_gives_no_verdict(check: Check, places: dict[str, str],
     assert code == 125, output
     assert report["verdict"] == "no_verdict"
     assert said in report["reason"]
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Path]:
+    """A control group of 600 MiB; a process joins it by writing its number into `cgroup.procs`."""
+    version_1, version_2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    root, limit = version_2, "memory.max"
+    if version_1.is_dir():
+        root, limit = version_1, "memory.limit_in_bytes"
+    folder = root / f"mltune-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+        (folder / limit).write_text(str(600 << 20))
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    yield folder
+    for _ in range(50):  # the last process may be on its way out
+        try:
+            folder.rmdir()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            break
+
+
+@pytest.mark.parametrize("own_limit", [True, False], ids=["killed", "refused"])
+def test_a_command_without_memory_gives_no_verdict(
+    check: Check, small_memory: Path, own_limit: bool
+) -> None:
+    """The kernel kills it, or allocations fail: both are told with what was printed last."""
+    if own_limit:
+        limit = f"open('{small_memory}/cgroup.procs', 'w').write(str(os.getpid()))"
+    else:
+        limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))"
+    end = f"print('all is well', flush=True); {limit}; torch.ones(8 << 30, dtype=torch.uint8)"
+    code, report, output = check(end=end)
+    assert code == 125, output
+    assert "all is well" in report["reason"]
+    said = "killed by signal 9 (out of memory?)" if own_limit else "memory"
+    assert said in report["reason"], report["reason"]
 
 
 def test_an_isolated_interpreter_evades_the_hook_and_gets_a_sentence(check: Check) -> None:
