@@ -66,7 +66,7 @@ RUN PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=0 /opt/mltune/bin/python -m pip install \
     --no-warn-script-location --prefix=/code /build/mltune-*.whl
 
 FROM prepared
-# By hand, because a base need not have useradd. /work takes the files of any user, since
+# By hand, because a base need not have useradd. /workspace takes the files of any user, since
 # build-image runs as the one who calls it.
 RUN set -eu; \
     for file in /etc/passwd /etc/group; do \
@@ -75,8 +75,8 @@ RUN set -eu; \
     grep -q '^[^:]*:[^:]*:10001:' /etc/passwd \
         || echo 'mltune:x:10001:10001:mltune:/tmp:/bin/sh' >> /etc/passwd; \
     grep -q '^[^:]*:[^:]*:10001:' /etc/group || echo 'mltune:x:10001:' >> /etc/group; \
-    mkdir -p /work; \
-    chmod 1777 /work
+    mkdir -p /workspace; \
+    chmod 1777 /workspace
 COPY --from=packages /opt/mltune /opt/mltune
 # A user without an entry in /etc/passwd has / for a home, and writes nothing there. NVIDIA's
 # variables are not set: the engine sets them with --gpus, and a base that needs a certain driver
@@ -86,7 +86,7 @@ LABEL org.opencontainers.image.title="mltune" \
       org.opencontainers.image.description="Fine-tune causal language models and prove that the training repeats, bit for bit." \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
-WORKDIR /work
+WORKDIR /workspace
 COPY --from=code /code /opt/mltune
 USER 10001:10001
 ENTRYPOINT []

@@ -225,7 +225,7 @@ def test_every_way_to_fail_has_its_code(
         raise error
 
     monkeypatch.setattr(mltune_cli.commands.export, "export", fail)
-    monkeypatch.setattr(cli, "_discard_output", lambda: None)
+    monkeypatch.setattr("mltune_cli.cli.program._discard_output", lambda: None)
     monkeypatch.setattr("mltune_cli.commands.stopping.raise_on_signals", lambda: None)
     result = CliRunner().invoke(cli.app, ["export", "mltune/tiny", "out"])
     assert result.exit_code == code

@@ -28,7 +28,7 @@ class DockerfileProject:
         description: one sentence.
         licenses: an SPDX expression; empty where there is none.
         files: the files and folders of the project that the image holds, relative to its folder,
-            with `/` between the parts; they stand below `/work` in the image.
+            with `/` between the parts; they stand below `/workspace` in the image.
         command: what the image runs.
     """
 

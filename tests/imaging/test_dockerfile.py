@@ -105,7 +105,7 @@ def test_the_final_stage_runs_as_nobody_special_and_has_no_argument() -> None:
     assert next(i.rest for i in reversed(after) if i.name == "USER") == "10001:10001"
     assert [i.rest for i in after if i.name == "ENTRYPOINT"] == ["[]"]
     copied = [i.words() for i in after if i.name == "COPY" and "from" not in i.flags]
-    assert copied == [[file, f"/work/{file}"] for file in ISLES.files]
+    assert copied == [[file, f"/workspace/{file}"] for file in ISLES.files]
 
 
 def test_the_cuda_base_is_of_the_locks_cuda(project: Path) -> None:
