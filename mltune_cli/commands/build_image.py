@@ -81,7 +81,7 @@ def build_image_command(
         UsageError: a flag, the Dockerfile or a file cannot be used.
         NoVerdictError: the engine, the build or the container's start failed.
     """
-    _require_sense(trial)
+    _require_sense(trial, output)
     memory = memory_bytes(trial.memory)
     host = None if trial.against is None else host_run(trial.against)
     with tempfile.TemporaryDirectory(prefix="mltune-") as scratch:
@@ -100,14 +100,18 @@ def build_image_command(
                 receipt = maker.tried(receipt, trial.command, output / ARTIFACTS, limits, host)
             if trial.push and receipt.exit_code is ExitCode.OK:
                 view.show_progress(f"pushing {receipt.tag}")
-                digests = push_image(engine, receipt.tag)
-                receipt = receipt.model_copy(update={"repo_digests": digests})
+                receipt = _pushed(engine, receipt)
             receipt.write(output)
     (print_receipt_json if as_json else print_receipt)(receipt)
     return receipt.exit_code
 
 
-def _require_sense(trial: TrialOptions) -> None:
+def _require_sense(trial: TrialOptions, output: Path) -> None:
+    if trial.against is not None and trial.against.resolve().is_relative_to(output.resolve()):
+        raise UsageError(
+            f"--against {trial.against}: lies in {output}, which is about to be replaced; copy it "
+            "away, or choose another --output"
+        )
     if trial.run:
         return
     for flag, is_given in (("--against", trial.against is not None), ("--", trial.command)):
@@ -226,17 +230,17 @@ class _Maker:
     ) -> ImageReceipt:
         """Run the image and complete the receipt with what came of it."""
         artifacts.mkdir()
-        trial = Trial(
-            image=receipt.image_id,
-            command=command,
-            artifacts=artifacts,
-            gpu_path=self._gpu_path(receipt.image_id),
-            has_network=limits.has_network,
-            memory_bytes=limits.memory_bytes,
-            seconds=limits.seconds,
-        )
-        self.view.show_progress(f"running {' '.join(command) or 'the image'}")
         try:
+            trial = Trial(
+                image=receipt.image_id,
+                command=command,
+                artifacts=artifacts,
+                gpu_path=self._gpu_path(receipt.image_id),
+                has_network=limits.has_network,
+                memory_bytes=limits.memory_bytes,
+                seconds=limits.seconds,
+            )
+            self.view.show_progress(f"running {' '.join(command) or 'the image'}")
             outcome = try_image(self.engine, trial, self.view.show_output)
         except NoVerdictError as error:  # the image is there all the same, and has its receipt
             return receipt.model_copy(
@@ -258,6 +262,15 @@ class _Maker:
             config = self.engine.client.inspect_image(image).get("Config") or {}
             require_cuda(config.get("Env") or (), driver, self.plan.request.tag)
         return gpu_path(self.engine.facts)
+
+
+def _pushed(engine: Engine, receipt: ImageReceipt) -> ImageReceipt:
+    """Push the image; where that fails, what was built and run keeps its receipt."""
+    try:
+        found: dict[str, object] = {"repo_digests": push_image(engine, receipt.tag)}
+    except NoVerdictError as error:
+        found = {"exit_code": ExitCode.NO_VERDICT, "reason": error.message}
+    return receipt.model_copy(update=found)
 
 
 def _compared(host: Path, outcome: TrialOutcome) -> tuple[object, ExitCode, str | None]:

@@ -15,7 +15,7 @@ from mltune_cli.errors import NoVerdictError
 from mltune_cli.imaging.archive import BuildContext
 from mltune_cli.imaging.engine import Engine
 from mltune_cli.imaging.faults import build_fault, one_line
-from mltune_cli.imaging.leftovers import BuildJournal, remove_dangling, remove_tag
+from mltune_cli.imaging.leftovers import BuildJournal, nameless_images, remove_dangling, remove_tag
 from mltune_cli.imaging.time_limit import time_limit
 from mltune_cli.launching.held_signals import held_signals
 
@@ -111,17 +111,21 @@ def build_image(
     started = time.monotonic()
     journal = BuildJournal(engine.facts.host)
     progress = _Progress(ears, journal)
-    with contextlib.closing(journal), time_limit(request.seconds, "building the image"):
+    earlier = nameless_images(engine.client)
+    with contextlib.closing(journal):
         try:
-            with contextlib.closing(context.open_tar()) as archive:
+            # Within the try: when the time is up it is not up for the clean-up.
+            limit = time_limit(request.seconds, "building the image")
+            with limit, contextlib.closing(context.open_tar()) as archive:
                 stream = _stream(engine, archive, context.dockerfile, request)
                 with contextlib.closing(stream):
                     for message in stream:
                         progress.hear(message)
                         _name_stages(engine, progress)
         except BaseException as error:
+            is_cancelled = not isinstance(error, _BuilderError)
             with held_signals():
-                remove_dangling(engine.client, progress.images)
+                remove_dangling(engine.client, progress.images, earlier if is_cancelled else None)
             _raise_translated(error, engine, request, progress)
             raise
     if progress.image_id is None:
@@ -188,7 +192,8 @@ class _Progress:
         if "aux" in message:
             self.image_id = str((message["aux"] or {}).get("ID") or "") or self.image_id
         text = str(message.get("stream", ""))
-        if (step := _STEP.fullmatch(text.strip())) is not None:
+        step = _STEP.fullmatch(text.strip())
+        if step is not None and self._is_next(int(step[1]), int(step[2])):
             self._begin(BuildStep(int(step[1]), int(step[2]), one_line(step[3])))
         elif (made := _MADE.fullmatch(text.rstrip("\n") + " ")) is not None:
             self.images.append(made[1])
@@ -199,6 +204,11 @@ class _Progress:
             self.image_id = self.image_id or built[1]
         elif not text.startswith((" ---> Running in", " ---> Removed", "Removing intermediate")):
             self._print(_COLOUR.sub("", text))
+
+    def _is_next(self, number: int, total: int) -> bool:
+        """Tell a step of this build from what a builder that runs in it prints."""
+        last = self._running or (self.steps[-1] if self.steps else None)
+        return last is None or (number, total) == (last.number + 1, last.total)
 
     def _begin(self, step: BuildStep) -> None:
         self.end_step()
@@ -241,6 +251,7 @@ def _raise_translated(
     """Raise what a failed build means; return where the error is not the builder's."""
     from docker.errors import DockerException
     from requests.exceptions import RequestException
+    from urllib3.exceptions import HTTPError
 
     places = {
         "dockerfile": request.dockerfile,
@@ -250,7 +261,7 @@ def _raise_translated(
     }
     if isinstance(error, _BuilderError):
         raise build_fault(str(error), progress.log, places) from None
-    if isinstance(error, (DockerException, RequestException, ValueError)):
+    if isinstance(error, (DockerException, RequestException, HTTPError, ValueError)):
         explanation = getattr(error, "explanation", None)
         raise build_fault(str(explanation or error), progress.log, places) from None
 

@@ -1,6 +1,7 @@
 """An image, built by BuildKit through `docker buildx`, which the Docker SDK does not speak."""
 
 import contextlib
+import ctypes
 import os
 import re
 import shutil
@@ -140,6 +141,7 @@ def _process(
             text=True,
             errors="replace",
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
     try:
         yield process
@@ -154,6 +156,13 @@ def _process(
                     process.wait()
             if process.stderr is not None:
                 process.stderr.close()
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end buildx when we are killed outright (Linux alone): it would go on."""
+    set_parent_death_signal = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _places(engine: Engine, request: BuildRequest) -> dict[str, str]:

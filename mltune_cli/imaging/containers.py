@@ -99,6 +99,7 @@ def run_container(
     """
     from docker.errors import APIError
     from requests.exceptions import RequestException
+    from urllib3.exceptions import HTTPError
 
     lines: list[str] = []
 
@@ -123,7 +124,7 @@ def run_container(
                     hear(line)
                 exit_code = int(engine.client.wait(name)["StatusCode"])
                 state = engine.client.inspect_container(name)["State"]
-            except (APIError, RequestException) as error:
+            except (APIError, RequestException, HTTPError) as error:
                 raise NoVerdictError(
                     "the engine was lost while the container ran; see whether it still runs "
                     f"(`docker info`): {one_line(error)}"
@@ -279,7 +280,10 @@ def failure_of(end: ContainerEnd, seconds: float | None, memory_bytes: int | Non
             "line; build the image with --platform, or mend the script"
         )
     if end.exit_code == 127:
-        return "the image has no such program; check the Dockerfile and what follows --"
+        return (
+            "the image has no such program, or none for this processor; check the Dockerfile, "
+            "--platform and what follows --"
+        )
     if end.exit_code == 126:
         return "the image's program may not be executed; check its permissions in the Dockerfile"
     return None

@@ -74,12 +74,13 @@ def open_engine(variables: Mapping[str, str] = os.environ) -> Iterator[Engine]:
     """
     from docker.errors import DockerException
     from requests.exceptions import RequestException
+    from urllib3.exceptions import HTTPError
 
     host = _host(variables)
     client = _client(host, variables)
     try:
         yield Engine(client, _facts(client, host))
-    except (DockerException, RequestException) as error:
+    except (DockerException, RequestException, HTTPError) as error:
         raise connection_fault(error, host) from None  # it was lost in between
     finally:
         client.close()

@@ -53,7 +53,7 @@ _ENGINE_RULES = (
         "(`sudo usermod -aG docker $USER`, then log in again), or use a rootless engine",
     ),
     _Rule(
-        r"Connection refused|ConnectionRefusedError|Connection aborted|Connection reset",
+        r"Connection refused|ConnectionRefusedError|Connection (?:aborted|reset|broken)",
         "{host} is there, and no Docker engine answers on it: it was stopped or has crashed; start "
         "it (`sudo systemctl restart docker`)",
     ),
@@ -64,6 +64,11 @@ _ENGINE_RULES = (
 )
 
 _BUILD_RULES = (
+    _Rule(
+        r"Connection broken|Connection aborted|Connection reset|IncompleteRead",
+        "the engine was lost while it built the image: it was stopped or has crashed; start it "
+        "(`sudo systemctl restart docker`), and build again",
+    ),
     _Rule(
         r"dockerfile parse error[^:]*(?: on)? line (?P<line>\d+): (?P<problem>.+)",
         "{dockerfile}:{line}: {problem}",

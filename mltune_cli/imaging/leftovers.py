@@ -15,7 +15,9 @@ from typing import Any
 
 from mltune_cli.imaging.labels import OWNER, is_abandoned, owner
 
-_CANCELLED_SECONDS = 15.0
+# Measured: the engine writes the layer with torch for 30 s, and hears nothing meanwhile.
+_CANCELLED_SECONDS = 45.0
+_SETTLED_SECONDS = 1.0
 _PAUSE_SECONDS = 0.1
 
 
@@ -102,11 +104,25 @@ def remove_tag(client: Any, tag: str) -> None:
         client.remove_image(tag)
 
 
-def remove_dangling(client: Any, images: Sequence[str]) -> list[str]:
+def nameless_images(client: Any) -> frozenset[str]:
+    """Return the ids of the images that have neither a name nor an image made from them."""
+    return frozenset(str(image["Id"]) for image in client.images(filters={"dangling": True}))
+
+
+def remove_dangling(
+    client: Any, images: Sequence[str], earlier: frozenset[str] | None = None
+) -> list[str]:
     """Remove those of some images that have neither a name nor an image made from them.
 
     A cancelled step's container goes a moment after the connection; until then its image is held.
     Images that another build of a living process has come upon stay: it may stand on them.
+
+    Args:
+        client: of the engine.
+        images: beginnings of their ids.
+        earlier: the nameless images from before a build that was cancelled. The builder may have
+            made one more image than it told of, or be about to: it is known by the one below it,
+            the last of `images`, and goes as well. None to remove those images alone.
 
     Returns:
         The ids of what was removed.
@@ -115,35 +131,48 @@ def remove_dangling(client: Any, images: Sequence[str]) -> list[str]:
     from requests.exceptions import RequestException
 
     removed: list[str] = []
-    deadline = time.monotonic() + _CANCELLED_SECONDS
+    began = time.monotonic()
     me = owner()
     living = [page for page in _pages() if page.owner != me and not is_abandoned(page.owner)]
     used = {image for page in living for image in page.images}
     waiting = [image for image in dict.fromkeys(reversed(images)) if image not in used]
+    settled = began if earlier is None else began + _SETTLED_SECONDS
     try:
-        while waiting and time.monotonic() < deadline:
-            dangling = _dangling(client)
+        while (waiting or time.monotonic() < settled) and (
+            time.monotonic() - began < _CANCELLED_SECONDS
+        ):
+            dangling = {
+                _digits(image["Id"]): _digits(image.get("ParentId"))
+                for image in client.images(filters={"dangling": True})
+            }
+            if earlier is not None:
+                made = [
+                    image
+                    for image, parent in dangling.items()
+                    if f"sha256:{image}" not in earlier and image not in used
+                    and images and parent.startswith(images[-1])
+                ]  # fmt: skip
+                waiting = list(dict.fromkeys(made + waiting))
             held = []
             for image in waiting:
-                full = next((i for i in dangling if i.partition(":")[2].startswith(image)), None)
+                full = next((i for i in dangling if i.startswith(image)), None)
                 if full is None:
                     continue
                 try:
                     client.remove_image(full)
-                    removed.append(full)
+                    removed.append(f"sha256:{full}")
                 except APIError as error:
                     if error.status_code == 409:
                         held.append(image)
             waiting = held
-            if waiting:
-                time.sleep(_PAUSE_SECONDS)
+            time.sleep(_PAUSE_SECONDS if waiting or time.monotonic() < settled else 0)
     except (APIError, RequestException):
         pass  # the engine is gone, which may be why the build failed
     return removed
 
 
-def _dangling(client: Any) -> list[str]:
-    return [str(image["Id"]) for image in client.images(filters={"dangling": True})]
+def _digits(image_id: object) -> str:
+    return str(image_id or "").partition(":")[2]
 
 
 def sweep(client: Any, host: str) -> list[str]:

@@ -47,8 +47,10 @@ def verify_build(
     if plan.builder == "buildx":
         return _compare_archives(engine, plan, ears, scratch)
     tag = f"mltune-verify:{secrets.token_hex(6)}"
-    again = build_image(engine, plan.context, replace(plan.request, tag=tag, use_cache=False), ears)
+    again = None
     try:
+        request = replace(plan.request, tag=tag, use_cache=False)
+        again = build_image(engine, plan.context, request, ears)
         packages = []
         for number, image_id in enumerate((image.image_id, again.image_id)):
             folder = scratch / f"verify-{number}"
@@ -58,7 +60,8 @@ def verify_build(
         return compare_contents(engine, images, (packages[0], packages[1]))
     finally:
         with held_signals():
-            for name in (tag, *(set(again.stages) - set(image.stages))):
+            stages = set() if again is None else set(again.stages) - set(image.stages)
+            for name in (tag, *stages):
                 remove_tag(engine.client, name)
 
 

@@ -18,7 +18,7 @@ def stdout() -> "Console":
     from rich.console import Console
 
     # A file or a pipe has no width: lines are left whole for whoever reads them.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def stderr() -> "Console":
     """Return the console for progress, notices and errors."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def print_error(message: str) -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mltune_cli.imaging.building import BuildStep
 from mltune_cli.imaging.receipt import ImageReceipt
-from mltune_cli.rendering.console import is_interactive, print_line, stderr, stdout
+from mltune_cli.rendering.console import is_interactive, print_line, print_notice, stderr, stdout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,8 +62,11 @@ class ImageView:
             stderr().print(f"[build] {line}", markup=False)
 
     def show_output(self, line: str) -> None:
-        """Show a line that the container printed."""
-        stderr().print(f"[container] {line}", markup=False)
+        """Show a line that the container printed, as it is."""
+        if self._status is None:
+            print_notice(f"[container] {line}")  # rich spreads tabs, and takes a while
+        else:
+            stderr().print(f"[container] {line}", markup=False)
 
 
 def _shortened(text: str) -> str:

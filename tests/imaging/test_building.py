@@ -103,6 +103,7 @@ def test_a_base_that_nobody_has_is_explained(engine: Any, build: Build) -> None:
         (("--no-run", "--", "true"), "--: needs a run"),
         (("--",), "--: a command must follow"),
         (("--against", "no-such-run"), "no-such-run: no such run folder"),
+        (("--against", "image_output/repro_output"), "which is about to be replaced"),
         (("--wheelhouse", "nowhere"), "nowhere"),
         (("--ca-bundle", "Dockerfile"), "Dockerfile"),
         (("--file", "Dockerfile.no"), "Dockerfile.no: there is no such Dockerfile"),
