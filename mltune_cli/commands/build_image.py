@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mltune_cli import __version__
 from mltune_cli.commands.git_facts import current_commit
+from mltune_cli.commands.stopping import second_signal_held
 from mltune_cli.errors import ExitCode, NoVerdictError, UsageError
 from mltune_cli.imaging.bases import BaseImage, base_image, require_room
 from mltune_cli.imaging.building import BuildEars, BuiltImage, build_image
@@ -90,7 +91,8 @@ def build_image_command(
             print_plan(plan, trial.command if trial.run else None)
             return ExitCode.OK
         view = ImageView()
-        with output_folder(output, "build-image"), open_engine() as engine, _shown(view):
+        folder = output_folder(output, "build-image")
+        with second_signal_held(), folder, open_engine() as engine, _shown(view):
             for line in sweep(engine.client, engine.facts.host):
                 print_notice(line)
             maker = _Maker(engine, plan, view, Path(scratch))

@@ -15,13 +15,20 @@ from mltune_cli.errors import NoVerdictError
 from mltune_cli.imaging.archive import BuildContext
 from mltune_cli.imaging.engine import Engine
 from mltune_cli.imaging.faults import build_fault, one_line
-from mltune_cli.imaging.leftovers import BuildJournal, nameless_images, remove_dangling, remove_tag
+from mltune_cli.imaging.leftovers import (
+    BuildJournal,
+    await_container_end,
+    nameless_images,
+    remove_dangling,
+    remove_tag,
+)
 from mltune_cli.imaging.time_limit import time_limit
 from mltune_cli.launching.held_signals import held_signals
 
 STAGE_REPOSITORY = "mltune-stage"
 _STEP = re.compile(r"Step (\d+)/(\d+) : (.*)", re.S)
 _MADE = re.compile(r" ---> ([0-9a-f]{12,64})\s*")
+_RUNNING = re.compile(r" ---> Running in ([0-9a-f]{12,64})")
 _FROM = re.compile(r"FROM\s+(?:--\S+\s+)*(?P<base>\S+)(?:\s+AS\s+(?P<name>\S+))?", re.I)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LAST_LINES = 20
@@ -125,6 +132,8 @@ def build_image(
         except BaseException as error:
             is_cancelled = not isinstance(error, _BuilderError)
             with held_signals():
+                if is_cancelled and progress.container is not None:
+                    await_container_end(engine.client, progress.container)
                 remove_dangling(engine.client, progress.images, earlier if is_cancelled else None)
             _raise_translated(error, engine, request, progress)
             raise
@@ -174,6 +183,7 @@ class _Progress:
     steps: list[BuildStep] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
     image_id: str | None = None
+    container: str | None = None
     stages: list["_Stage"] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     _running: BuildStep | None = None
@@ -200,9 +210,11 @@ class _Progress:
             self.journal.note(made[1])
         elif text.strip() == "---> Using cache":
             self._is_cached = True
+        elif (running := _RUNNING.match(text)) is not None:
+            self.container = running[1]
         elif (built := re.match(r"Successfully built ([0-9a-f]+)", text)) is not None:
             self.image_id = self.image_id or built[1]
-        elif not text.startswith((" ---> Running in", " ---> Removed", "Removing intermediate")):
+        elif not text.startswith((" ---> Removed", "Removing intermediate")):
             self._print(_COLOUR.sub("", text))
 
     def _is_next(self, number: int, total: int) -> bool:

@@ -104,6 +104,19 @@ def remove_tag(client: Any, tag: str) -> None:
         client.remove_image(tag)
 
 
+def await_container_end(client: Any, container: str) -> None:
+    """Wait until a cancelled step's container is gone: until then its image may still be made."""
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+
+    deadline = time.monotonic() + _CANCELLED_SECONDS
+    # It is gone, or the engine is.
+    with contextlib.suppress(DockerException, RequestException):
+        while time.monotonic() < deadline:
+            client.inspect_container(container)
+            time.sleep(_PAUSE_SECONDS)
+
+
 def nameless_images(client: Any) -> frozenset[str]:
     """Return the ids of the images that have neither a name nor an image made from them."""
     return frozenset(str(image["Id"]) for image in client.images(filters={"dangling": True}))
