@@ -15,11 +15,14 @@ from mltune_cli.imaging.engine import Engine
 from mltune_cli.imaging.gpu import GpuPath, device_request
 from mltune_cli.imaging.receipt import FingerprintsReceipt, RunReceipt
 from mltune_cli.manifest import MANIFEST_FILE, Manifest, read_manifest
+from mltune_cli.reproduction.output_folder import REPORT_JSON
+from mltune_cli.run_folder import ADAPTER, LAST_LOSS, MODEL, TRAINING_LOG
 
 # Below the image's working directory: where a check writes if nobody says otherwise.
 ARTIFACTS = "repro_output"
 _CHECK = ("repro-check",)
-_CHECK_ARTIFACTS = ("report.json", "training_log.jsonl", "last_loss.txt", "adapter")
+# Each is there under one of its names: a recipe trains an adapter or the whole model.
+_CHECK_ARTIFACTS = ((REPORT_JSON,), (TRAINING_LOG,), (LAST_LOSS,), (ADAPTER, MODEL))
 _PROOF = ("python3", "-m", "mltune_cli.training.gpu_proof")
 _PROOF_FILE = "gpu_proof.json"
 _PACKAGES_COMMAND = ("python3", "-m", "pip", "list", "--format=json", "--disable-pip-version-check")
@@ -168,7 +171,11 @@ def _what_failed(
         return "the training in the container ran on the CPU although it was given a GPU"
     is_check = is_ours and words[1:2] == _CHECK
     if is_check and not any(re.match(r"--output(=|$)", word) for word in words):
-        missing = [name for name in _CHECK_ARTIFACTS if not (trial.artifacts / name).exists()]
+        missing = [
+            names[0]
+            for names in _CHECK_ARTIFACTS
+            if not any((trial.artifacts / name).exists() for name in names)
+        ]
         if missing:
             return f"the container ended without leaving {', '.join(missing)}"
     return None

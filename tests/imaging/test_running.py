@@ -170,6 +170,9 @@ def test_a_build_step_of_another_processor_is_explained(
     assert "for another processor" in done.stderr.splitlines()[-1]
 
 
+LOGS = "cd repro_output && touch report.json training_log.jsonl last_loss.txt"
+
+
 def mltune_that(*lines: str) -> str:
     return "".join(f"{line}\n" for line in ("#!/bin/sh", *lines))
 
@@ -186,6 +189,9 @@ def mltune_that(*lines: str) -> str:
         ("exit 0", ['CMD ["mltune", "repro-check", "--output", "x"]'], 0, None),
         ("exit 0", ['CMD ["mltune", "repro-check", "--output=x"]'], 0, None),
         ("exit 2", ['CMD ["mltune", "repro-check"]'], 125, "ended with 2: no such recipe"),
+        (LOGS, ['CMD ["mltune", "repro-check"]'], 125, "without leaving adapter"),
+        (f"{LOGS} && mkdir adapter", ['CMD ["mltune", "repro-check"]'], 0, None),
+        (f"{LOGS} && mkdir model", ['CMD ["mltune", "repro-check"]'], 0, None),
     ],
 )
 def test_the_verdict_of_an_mltune_is_passed_on(
