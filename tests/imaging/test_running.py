@@ -345,10 +345,12 @@ def test_the_caller_keeps_its_own_number(engine: Any, tiny_base: str, tmp_path: 
                 warm = RunRequest(tiny_base, ("true",), tmp_path, "/out", {})
                 run_container(opened, warm, lambda line: None)
                 os.chown(artifacts, 12345, 12346)
-                folders = [f for f in (tmp_path, *tmp_path.parents) if f.is_relative_to("/tmp")]
-                for folder in folders[:-1]:
-                    folder.chmod(0o755)
-                os.setgroups([Path(engine.host.removeprefix("unix://")).stat().st_gid])
+                socket = Path(engine.host.removeprefix("unix://"))
+                # Without root's rights, the way to both must be open.
+                for folder in (tmp_path, *tmp_path.parents, *socket.parents):
+                    if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+                        folder.chmod(0o755)
+                os.setgroups([socket.stat().st_gid])
                 os.setgid(12346)
                 os.setuid(12345)
                 request = RunRequest(tiny_base, command, artifacts, "/out", {})
