@@ -6,7 +6,6 @@ from pathlib import Path
 
 from mltune_cli.manifest import GitFacts
 
-PREFIX = "mltune."
 OWNER = "mltune.owner"
 COMMIT = "mltune.git.commit"
 DIRTY = "mltune.git.dirty"
