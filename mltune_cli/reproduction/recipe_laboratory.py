@@ -39,7 +39,7 @@ class RecipeLaboratory(CheckedRuns):
     job: TrainingJob
 
     def records(self, run: int, process: str) -> list[WitnessRecord]:  # noqa: ARG002 - the protocol
-        """Return nothing: our own records hold digests alone."""
+        """Return nothing: but for traced steps, our own records hold digests alone."""
         return []
 
     def traced(self, run: int, request: TraceRequest, process: str) -> TraceFiles:
@@ -50,7 +50,7 @@ class RecipeLaboratory(CheckedRuns):
         """See `explaining.Laboratory`."""
         first, second = (self._traced(run, request, process) for run in runs)
         earlier = _compared([first[1], second[1]], request.step - 1)
-        return TracedPair((first[0], second[0]), earlier)
+        return TracedPair((first[0], second[0]), earlier, (first[1], second[1]))
 
     def try_pair(self, conditions: Sequence[str], last_step: int) -> FirstDifference | None:
         """See `explaining.Laboratory`."""

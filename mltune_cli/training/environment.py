@@ -1,26 +1,23 @@
 """What the worker runs on, for the manifest: packages, processor, accelerator, settings."""
 
-import contextlib
 import os
 import platform
 import re
 import resource
 import sys
-from importlib import metadata
-from pathlib import Path
 
 import torch
 
 from mltune_cli import __version__
 from mltune_cli.manifest import EnvironmentFacts
 from mltune_cli.training.determinism import settings
+from mltune_cli.witness.surroundings import (
+    driver_version,
+    gpu_model,
+    installed_packages,
+    processor,
+)
 
-_PACKAGES = (
-    "accelerate", "bitsandbytes", "datasets", "jinja2", "numpy", "nvidia-cublas",
-    "nvidia-cublas-cu12", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "nvidia-nccl-cu12",
-    "nvidia-nccl-cu13", "peft", "pyarrow", "safetensors", "tokenizers", "torch", "transformers",
-    "triton",
-)  # fmt: skip
 _FLAG_PREFIXES = (
     "ATEN_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "MKL_", "NCCL_", "NVIDIA_TF32", "OMP_",
     "ONEDNN_", "OPENBLAS_", "PYTHONHASHSEED", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_", "TRITON_",
@@ -30,22 +27,16 @@ _SECRET = re.compile("TOKEN|SECRET|KEY|PASSW|CREDENTIAL")
 
 def environment_facts(device: torch.device) -> EnvironmentFacts:
     """Read the facts that decide whether two runs may be compared bit for bit."""
-    packages = {"mltune": __version__}
-    for name in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            packages[name] = metadata.version(name)
     gpu = driver = None
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        gpu = f"{properties.name} (compute {properties.major}.{properties.minor})"
-        driver = _driver_version()
+        gpu, driver = gpu_model(device), driver_version()
     return EnvironmentFacts(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        packages=packages,
+        packages={"mltune": __version__, **installed_packages()},
         torch_build=torch.__version__,
         cuda=torch.version.cuda,
-        processor=_processor(),
+        processor=processor(),
         instruction_set=torch.backends.cpu.get_cpu_capability(),
         gpu=gpu,
         driver=driver,
@@ -55,23 +46,6 @@ def environment_facts(device: torch.device) -> EnvironmentFacts:
             if name.startswith(_FLAG_PREFIXES) and not _SECRET.search(name)
         },
     )  # fmt: skip
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
-
-
-def _driver_version() -> str | None:
-    try:
-        return Path("/sys/module/nvidia/version").read_text().strip()
-    except OSError:
-        return None
 
 
 def peak_memory_bytes() -> int:

@@ -222,6 +222,7 @@ def _take_step(course: _Course, batches: Iterator[MicroBatch]) -> None:
         seed=recipe.reproducibility.seed,
         learning_rate=learning_rate_at(step, course.steps, recipe.train),
         max_grad_norm=recipe.train.max_grad_norm,
+        per_tensor=course.trace is not None and course.trace.step == step,
     )
     own = len(run.processes.turns(count, in_step=run.state.in_step))
     result = train_step(run.state, run.processes, itertools.islice(batches, own), plan)

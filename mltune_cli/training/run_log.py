@@ -111,7 +111,8 @@ class RunLog:
         """Record a step's digests."""
         if self._files:
             self._files.witness.write_line(record.to_json())
-        self._pipe.send(Witnessed({"step": record.step, **record.digests}))
+        facts = {"facts": dict(record.facts)} if record.facts else {}
+        self._pipe.send(Witnessed({"step": record.step, **record.digests, **facts}))
 
     def step(self, result: StepResult, context: StepContext, in_log: bool) -> None:
         """Record a step; in `training_log.jsonl` only where the log cadence says so.

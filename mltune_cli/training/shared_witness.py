@@ -66,6 +66,13 @@ def share_witness(
     return everybody
 
 
+def digests_of_own_parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return a digest for each tensor, or for what this process holds of it."""
+    # What is computed here is no operation of the training, and no trace may show it.
+    with torch.utils._python_dispatch._disable_current_modes():
+        return {name: tensors_digest({"": own_part(t)}) for name, t in tensors.items()}
+
+
 def digest_of_all_parts(tensors: Mapping[str, torch.Tensor], processes: Processes) -> str:
     """Return the digest of named tensors; where they are divided, of all parts in order."""
     digest = tensors_digest({name: own_part(tensor) for name, tensor in tensors.items()})

@@ -21,6 +21,7 @@ from mltune_cli.training.sharding import is_divided, whole
 from mltune_cli.training.shared_witness import (
     SeenMicroBatch,
     digest_of_all_parts,
+    digests_of_own_parts,
     share_witness,
 )
 from mltune_cli.witness.record import WitnessRecord, bytes_digest, chained_digest
@@ -68,6 +69,7 @@ class StepPlan:
         seed: the recipe's seed; each micro-batch starts from a generator of its own.
         learning_rate: of this step.
         max_grad_norm: 0 for no clipping.
+        per_tensor: also witness every tensor by its name; where a difference is being looked for.
     """
 
     micro_batches: int
@@ -75,6 +77,7 @@ class StepPlan:
     seed: int
     learning_rate: float
     max_grad_norm: float
+    per_tensor: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,8 @@ def train_step(
     mean_loss = gradients.finish()
     _require_finite(step, "loss", float(mean_loss))
     digests = {"loss": float_bits(mean_loss)}
-    norm = _update(state, step, plan, digests, processes)
+    tensors: dict[str, dict[str, str]] = {}
+    norm = _update(state, step, plan, _Witness(processes, digests, tensors))
     state.step, state.last_loss = step, float(mean_loss)
     everybody = share_witness(processes, step, seen, digests, plan.micro_batches)
     digests["batch"] = chained_digest(one.batch for one in everybody)
@@ -160,31 +164,45 @@ def train_step(
         norm,
         plan.target_tokens,
         sum(one.input_tokens for one in everybody),
-        WitnessRecord(step, digests),
+        WitnessRecord(step, digests, facts={"tensors": tensors} if plan.per_tensor else {}),
     )
 
 
-def _update(
-    state: TrainingState, step: int, plan: StepPlan, digests: dict[str, str], processes: Processes
-) -> float:
+@dataclass(frozen=True)
+class _Witness:
+    """Takes digests of the state's tensors, stage by stage.
+
+    Attributes:
+        digests: of whole stages.
+        tensors: of single tensors, by stage and name.
+    """
+
+    processes: Processes
+    digests: dict[str, str]
+    tensors: dict[str, dict[str, str]]
+
+    def take(self, stage: str, held: Mapping[str, torch.Tensor], *, per_tensor: bool) -> None:
+        self.digests[stage] = digest_of_all_parts(held, self.processes)
+        if per_tensor:
+            self.tensors[stage] = digests_of_own_parts(held)
+
+
+def _update(state: TrainingState, step: int, plan: StepPlan, witness: _Witness) -> float:
     """Clip the gradients, let the optimizer step, and return their norm before clipping."""
-
-    def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-        return digest_of_all_parts(tensors, processes)
-
-    digests["gradients"] = digest(_gradients(state))
+    witness.take("gradients", _gradients(state), per_tensor=plan.per_tensor)
     norm = whole(torch.nn.utils.get_total_norm(list(_gradients(state).values())))
     _require_finite(step, "gradient norm", float(norm))
     if plan.max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(state.parameters.values(), plan.max_grad_norm, norm)
-        digests["clipped_gradients"] = digest(_gradients(state))
+        witness.take("clipped_gradients", _gradients(state), per_tensor=False)
     for group in state.optimizer.param_groups:
         group["lr"] = plan.learning_rate
-    digests["hyperparameters"] = bytes_digest(hyperparameters(state.optimizer).encode())
+    witness.digests["hyperparameters"] = bytes_digest(hyperparameters(state.optimizer).encode())
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    digests["optimizer"] = digest(optimizer_tensors(state.optimizer, state.parameters))
-    digests["parameters"] = digest(dict(state.parameters))
+    moments = optimizer_tensors(state.optimizer, state.parameters)
+    witness.take("optimizer", moments, per_tensor=plan.per_tensor)
+    witness.take("parameters", dict(state.parameters), per_tensor=plan.per_tensor)
     return float(norm)
 
 

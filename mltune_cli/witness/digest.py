@@ -19,7 +19,10 @@ from mltune_cli.witness.record import bytes_digest
 _INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLIER_2 = 0x94D049BB133111EB - (1 << 64)
+# A dozen passes go over a bucket: on a CPU it had better stay in the cache (8.3 against 2.6 ns for
+# an element), elsewhere one that is large saves calls.
 _BUCKET_ELEMENTS = 1 << 22
+_CPU_BUCKET_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,15 @@ def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     held = 0
     for tensor in tensors:
         count = tensor.numel()
+        most = _CPU_BUCKET_ELEMENTS if tensor.device.type == "cpu" else _BUCKET_ELEMENTS
         is_same = bool(waiting) and (
             tensor.dtype is waiting[0].dtype and tensor.device == waiting[0].device
         )
-        if waiting and (not is_same or held + count > _BUCKET_ELEMENTS):
+        if waiting and (not is_same or held + count > most):
             yield _joined(waiting)
             waiting, held = [], 0
-        if count > _BUCKET_ELEMENTS:
-            for piece in torch.split(tensor.detach().reshape(-1), _BUCKET_ELEMENTS):
+        if count > most:
+            for piece in torch.split(tensor.detach().reshape(-1), most):
                 yield as_words(piece)
         elif count:
             waiting.append(tensor)

@@ -37,6 +37,7 @@ from mltune_cli.witness.stages import (
     state_tensors,
     value_digest,
 )
+from mltune_cli.witness.surroundings import surroundings
 from mltune_cli.witness.trace import OperationTrace, open_trace
 from mltune_cli.witness.trace_record import TraceRequest
 
@@ -251,7 +252,12 @@ class Observer:
         digests = {"parameters": held_digest(parameters)}
         if model.frozen:
             digests["model"] = held_digest(model.frozen)
-        facts = {**self._seeds.facts(own), "trained": len(own), "settings": settings()}
+        facts = {
+            **self._seeds.facts(own),
+            "trained": len(own),
+            "settings": settings(),
+            "surroundings": surroundings(),
+        }
         if self._per_tensor:
             facts["tensors"] = {"model": _each(model.frozen), "parameters": _each(parameters)}
         self._write(WitnessRecord(0, digests, source, facts))

@@ -61,6 +61,25 @@ def test_a_silent_write_is_found_at_the_module_that_reads_it(
     assert kept == {"1-trace-of-run-1", "2-trace-of-run-2", "trace", "main.jsonl"}
 
 
+def test_the_tensor_that_parts_is_named(
+    mltune: MltuneRun, planted: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    fault = (
+        "name, weight = list(state.parameters.items())[5]; "
+        "state.optimizer.state[weight]['exp_avg'].view(-1)[3] += 1e-3"
+    )
+    result = mltune(
+        "repro-check", "--json", *SHORT, cwd=tmp_path,
+        env=planted(BEFORE_STEP.format(step=2, fault=fault)),
+    )  # fmt: skip
+    report = report_of(result)
+    difference = report["first_difference"]
+    assert (difference["step"], difference["stage"]) == (2, "optimizer")
+    (name,) = report["tensors"]
+    assert "lora_" in name
+    assert "exp_avg" in name
+
+
 def test_a_varied_key_is_found_at_the_optimizer(mltune: MltuneRun, tmp_path: Path) -> None:
     result = mltune(
         "repro-check", "--json", *SHORT, "--set", "train.schedule=constant",

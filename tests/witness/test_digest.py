@@ -106,12 +106,12 @@ def test_buckets_do_not_show(sizes: list[int], bucket: int) -> None:
         for number, size in enumerate(sizes)
     }
     expected = tensors_digest(tensors)
-    whole = digest._BUCKET_ELEMENTS
-    digest._BUCKET_ELEMENTS = bucket
+    whole = digest._CPU_BUCKET_ELEMENTS
+    digest._CPU_BUCKET_ELEMENTS = bucket
     try:
         assert tensors_digest(tensors) == expected
     finally:
-        digest._BUCKET_ELEMENTS = whole
+        digest._CPU_BUCKET_ELEMENTS = whole
 
 
 def test_thread_count_does_not_show() -> None:
