@@ -33,19 +33,21 @@ class EnvironmentFacts(_Frozen):
     settings: dict[str, str | int | bool]
     variables: dict[str, str]
 
+    def deciding(self) -> dict[str, Any]:
+        """Return what two environments must share for equal bits."""
+        return {
+            "torch": self.torch_build,
+            "packages": self.packages,
+            "instruction_set": self.instruction_set,
+            "processor": self.processor,
+            "gpu": self.gpu,
+            "driver": self.driver,
+            "settings": self.settings,
+        }
+
     def environment_class(self) -> str:
         """Return the digest of what two environments must share for equal bits."""
-        return json_digest(
-            {
-                "torch": self.torch_build,
-                "packages": self.packages,
-                "instruction_set": self.instruction_set,
-                "processor": self.processor,
-                "gpu": self.gpu,
-                "driver": self.driver,
-                "settings": self.settings,
-            }
-        )
+        return json_digest(self.deciding())
 
 
 class ModelFacts(_Frozen):

@@ -17,6 +17,7 @@ from mltune_cli.imaging.receipt import ImageReceipt
 from mltune_cli.manifest import Manifest
 from mltune_cli.recipe.schema import Recipe
 from mltune_cli.reproduction.diff_tree import DIFF_SCHEMA, RunDiff
+from mltune_cli.reproduction.golden import Golden
 from mltune_cli.reproduction.report import ReproductionReport
 from mltune_cli.witness.record import STAGES
 
@@ -30,6 +31,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "recipe": Recipe.model_json_schema(),
         "manifest": Manifest.model_json_schema(mode="serialization"),
         "report": ReproductionReport.model_json_schema(mode="serialization"),
+        "golden": Golden.model_json_schema(mode="serialization"),
         "diff": diff_schema(),
         "image": ImageReceipt.model_json_schema(mode="serialization"),
         "witness": witness_schema(),

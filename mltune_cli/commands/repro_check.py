@@ -1,18 +1,26 @@
 """`mltune repro-check`: a recipe, or any command, run several times, and the verdict."""
 
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+from mltune_cli import __version__
+from mltune_cli.commands.check_options import CheckOptions, Reference
+from mltune_cli.commands.git_facts import current_commit
 from mltune_cli.commands.processes import process_shape
 from mltune_cli.commands.train import new_job
-from mltune_cli.errors import ExitCode, UsageError
+from mltune_cli.errors import ExitCode, NoVerdictError, UsageError
 from mltune_cli.launching.devices import side_by_side_slots
 from mltune_cli.launching.job import ProcessShape, TrainingJob
 from mltune_cli.recipe.layers import LoadedRecipe
 from mltune_cli.recipe.schema import Recipe
+from mltune_cli.rendering.github import show_in_actions
+from mltune_cli.rendering.junit import write_junit
 from mltune_cli.rendering.reproduction import (
     ReproductionView,
     print_conditions,
@@ -24,68 +32,187 @@ from mltune_cli.reproduction.conditions.draft import Condition
 from mltune_cli.reproduction.conditions.parsing import listed_conditions, parse_conditions
 from mltune_cli.reproduction.conditions.prepared import prepared_job
 from mltune_cli.reproduction.explaining import explained, with_seed_note
-from mltune_cli.reproduction.output_folder import output_folder, publish
+from mltune_cli.reproduction.golden import GoldenEntry, record_golden
+from mltune_cli.reproduction.golden_comparison import held_against
+from mltune_cli.reproduction.golden_source import entry_of_command, entry_of_run
+from mltune_cli.reproduction.output_folder import REPORT_JUNIT, output_folder, publish
 from mltune_cli.reproduction.recipe_laboratory import RecipeLaboratory
 from mltune_cli.reproduction.repeated_commands import RepeatedCommands
 from mltune_cli.reproduction.repeated_runs import RepeatedRuns
+from mltune_cli.reproduction.report import ReproductionReport
 
 
-def repro_check(
-    loaded: LoadedRecipe,
-    shape: ProcessShape,
-    *,
-    variations: Sequence[str] = (),
-    run_count: int,
-    output: Path,
-    timeout_seconds: float | None,
-    explain: bool,
-    as_json: bool,
-) -> ExitCode:
-    """Run a recipe `run_count` times in fresh processes and compare every step.
+class _Check(Protocol):
+    """A training that can be run several times."""
+
+    def run(self, run_count: int) -> ReproductionReport:
+        """Run it and compare; explain where the runs part.
+
+        Raises:
+            UsageError: something that was asked for cannot be had.
+        """
+
+    def entry(self) -> GoldenEntry:
+        """Return what the first run gave.
+
+        Raises:
+            NoVerdictError: it is not whole.
+        """
+
+
+def repro_check(loaded: LoadedRecipe, shape: ProcessShape, reference: Reference) -> ExitCode:
+    """Run a recipe several times in fresh processes and compare every step.
 
     Args:
         loaded: the checked recipe.
         shape: how many processes compute each run.
-        variations: what `--vary` was given.
-        run_count: at least 2.
-        output: folder for the runs and the report; replaced if a check of ours wrote it.
-        timeout_seconds: of the whole check.
-        explain: look for the operation and the cause where runs part.
-        as_json: print the report as JSON instead of a tree.
+        reference: the flags, and what the result is held against.
 
     Raises:
         UsageError: recipe, data, model, variation or output folder cannot be used.
     """
-    started = time.monotonic()
-    conditions = parse_conditions(variations)
     _require_claim(loaded.recipe, shape.most_processes, "--nproc-per-node")
-    output = Path(os.path.abspath(output))  # noqa: PTH100 - workers start at the same place
-    view = ReproductionView(run_count)
-    job = new_job(loaded, shape=shape)
-    runs = RepeatedRuns(
-        job=job,
-        folder=output,
-        run_count=run_count,
-        slots=_slots(job, conditions),
-        conditions=conditions,
-        inherited=os.environ,
-        timeout_seconds=timeout_seconds,
-        on_event=view.show,
-        on_output=view.show_output,
-    )
+    check = _RecipeCheck(reference.options, new_job(loaded, shape=shape))
+    return _conclude(check, reference, loaded.origins)
+
+
+def repro_check_command(command: list[str], reference: Reference, *, in_parallel: bool) -> ExitCode:
+    """Run somebody else's training command several times and compare every optimizer step.
+
+    Args:
+        command: program and arguments; `{run}` stands for the run's own folder.
+        reference: the flags, and what the result is held against.
+        in_parallel: run all at once.
+
+    Raises:
+        UsageError: the command, a variation or the output folder cannot be used.
+    """
+    return _conclude(_CommandCheck(reference.options, command, in_parallel), reference, {})
+
+
+def list_conditions() -> ExitCode:
+    """Print the conditions that `--vary` takes."""
+    print_conditions(listed_conditions())
+    return ExitCode.OK
+
+
+def _conclude(check: _Check, reference: Reference, origins: Mapping[str, str]) -> ExitCode:
+    """Run a check to its verdict, and tell everybody of it."""
+    options = reference.options
+    output = _absolute(options.output)
     with output_folder(output):
+        report = _held(check.run(options.run_count), check, reference)
+        if options.run_count == 1 and report.golden and report.golden.verdict == "code_changed":
+            # Before the code is blamed: would two runs of it be equal at all?
+            for folder in output.glob("run-*"):
+                shutil.rmtree(folder)
+            report = _held(check.run(2), check, reference)
+        if options.record is not None and report.verdict == "reproducible":
+            record_golden(options.record, check.entry())
+            report = report.model_copy(update={"recorded": str(options.record)})
+        publish(output, report)
+        write_junit(output / REPORT_JUNIT, report)
+    (print_report_json if options.as_json else print_report)(report)
+    show_in_actions(report, origins, os.environ)
+    if options.junit is not None:
+        try:
+            write_junit(options.junit, report)
+        except OSError as error:
+            problem = f"--junit {options.junit}: cannot be written: {error.strerror}"
+            raise NoVerdictError(problem) from None
+    return report.exit_code
+
+
+def _held(report: ReproductionReport, check: _Check, reference: Reference) -> ReproductionReport:
+    """Hold runs against the golden, where there is one and they came to an end."""
+    against = reference.options.against
+    if against is None or report.verdict == "no_verdict":
+        return report
+    return held_against(
+        report,
+        reference.entries,
+        check.entry() if report.verdict == "reproducible" else None,
+        source=against,
+        record_command=reference.record_command,
+        allow_new_environment=reference.options.allow_new_environment,
+    )
+
+
+@dataclass
+class _RecipeCheck:
+    options: CheckOptions
+    job: TrainingJob
+    started: float = field(default_factory=time.monotonic)
+
+    def run(self, run_count: int) -> ReproductionReport:
+        options = self.options
+        conditions = parse_conditions(options.variations)
+        output = _absolute(options.output)
+        view = ReproductionView(run_count)
+        runs = RepeatedRuns(
+            job=self.job,
+            folder=output,
+            run_count=run_count,
+            slots=_slots(self.job, conditions),
+            conditions=conditions,
+            inherited=os.environ,
+            timeout_seconds=options.timeout_seconds,
+            on_event=view.show,
+            on_output=view.show_output,
+            started=self.started,
+        )
         view.start()
         try:
             report = runs.check()
-            if explain:
-                deadline = _deadline(started, timeout_seconds)
-                laboratory = RecipeLaboratory(output, os.environ, conditions, deadline, job)
+            if options.explain:
+                deadline = _deadline(self.started, options.timeout_seconds)
+                laboratory = RecipeLaboratory(output, os.environ, conditions, deadline, self.job)
                 report = explained(report, laboratory, view.show_progress)
         finally:
             view.stop()
-        publish(output, report)
-    (print_report_json if as_json else print_report)(report)
-    return report.exit_code
+        return report
+
+    def entry(self) -> GoldenEntry:
+        return entry_of_run(_absolute(self.options.output) / "run-1")
+
+
+@dataclass
+class _CommandCheck:
+    options: CheckOptions
+    command: list[str]
+    in_parallel: bool
+    started: float = field(default_factory=time.monotonic)
+
+    def run(self, run_count: int) -> ReproductionReport:
+        options = self.options
+        conditions = parse_conditions(options.variations)
+        output = _absolute(options.output)
+        view = ReproductionView(run_count)
+        report = RepeatedCommands(
+            command=self.command,
+            conditions=conditions,
+            folder=output,
+            run_count=run_count,
+            in_parallel=self.in_parallel,
+            inherited=os.environ,
+            timeout_seconds=options.timeout_seconds,
+            on_output=view.show_output,
+            started=self.started,
+        ).check()
+        deadline = _deadline(self.started, options.timeout_seconds)
+        laboratory = CommandLaboratory(output, os.environ, conditions, deadline, self.command)
+        if options.explain:
+            report = explained(report, laboratory, view.show_progress)
+        return with_seed_note(report, laboratory.records(1, "main"))
+
+    def entry(self) -> GoldenEntry:
+        folder = _absolute(self.options.output) / "run-1"
+        return entry_of_command(folder, self.command, __version__, current_commit())
+
+
+def _absolute(folder: Path) -> Path:
+    # Not resolved: workers and commands see the path that was given, links and all.
+    return Path(os.path.abspath(folder))  # noqa: PTH100
 
 
 def _require_claim(recipe: Recipe, processes: int, flag: str) -> None:
@@ -119,61 +246,3 @@ def _slots(job: TrainingJob, conditions: Sequence[Condition]) -> list[dict[str, 
 
 def _deadline(started: float, timeout_seconds: float | None) -> float | None:
     return None if timeout_seconds is None else started + timeout_seconds
-
-
-def list_conditions() -> ExitCode:
-    """Print the conditions that `--vary` takes."""
-    print_conditions(listed_conditions())
-    return ExitCode.OK
-
-
-def repro_check_command(
-    command: list[str],
-    *,
-    variations: Sequence[str] = (),
-    run_count: int,
-    output: Path,
-    timeout_seconds: float | None,
-    explain: bool,
-    in_parallel: bool,
-    as_json: bool,
-) -> ExitCode:
-    """Run somebody else's training command `run_count` times and compare every optimizer step.
-
-    Args:
-        command: program and arguments; `{run}` stands for the run's own folder.
-        variations: what `--vary` was given.
-        run_count: at least 2.
-        output: folder for the runs and the report; replaced if a check of ours wrote it.
-        timeout_seconds: of the whole check.
-        explain: look for the operation and the cause where runs part.
-        in_parallel: run all at once.
-        as_json: print the report as JSON instead of a tree.
-
-    Raises:
-        UsageError: the command, a variation or the output folder cannot be used.
-    """
-    started = time.monotonic()
-    conditions = parse_conditions(variations)
-    output = Path(os.path.abspath(output))  # noqa: PTH100 - the command sees one path
-    view = ReproductionView(run_count)
-    runs = RepeatedCommands(
-        command=command,
-        conditions=conditions,
-        folder=output,
-        run_count=run_count,
-        in_parallel=in_parallel,
-        inherited=os.environ,
-        timeout_seconds=timeout_seconds,
-        on_output=view.show_output,
-    )
-    with output_folder(output):
-        report = runs.check()
-        deadline = _deadline(started, timeout_seconds)
-        laboratory = CommandLaboratory(output, os.environ, conditions, deadline, command)
-        if explain:
-            report = explained(report, laboratory, view.show_progress)
-        report = with_seed_note(report, laboratory.records(1, "main"))
-        publish(output, report)
-    (print_report_json if as_json else print_report)(report)
-    return report.exit_code

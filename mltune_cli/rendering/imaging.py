@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from mltune_cli.imaging.building import BuildStep
 from mltune_cli.imaging.receipt import ImageReceipt
-from mltune_cli.rendering.console import is_interactive, print_line, print_notice, stderr, stdout
+from mltune_cli.rendering.console import print_line, print_notice, stderr, stdout
+from mltune_cli.rendering.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,37 +17,20 @@ _SHOWN_LINES = 20
 _SHOWN_DIFFERENCES = 8
 
 
-class ImageView:
+class ImageView(ProgressLine):
     """Shows how a build and a run go on, on stderr."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._lines: list[str] = []
-        self._status = stderr().status("starting") if is_interactive() else None
-
-    def start(self) -> None:
-        """Begin to show progress."""
-        if self._status is not None:
-            self._status.start()
-
-    def stop(self) -> None:
-        """Take the progress line down."""
-        if self._status is not None:
-            self._status.stop()
-
-    def show_progress(self, text: str) -> None:
-        """Show what is being done."""
-        if self._status is not None:
-            self._status.update(text)
-        else:
-            stderr().print(text, markup=False)
 
     def show_step(self, step: BuildStep) -> None:
         """Show a step of the build: as progress while it runs, as a line when it is done."""
         text = f"step {step.number}/{step.total} {_shortened(step.text)}"
         if step.seconds is None:
             self._lines.clear()
-            if self._status is not None:
-                self._status.update(text)
+            if self.is_live:
+                self.show_progress(text)
             return
         took = "cached" if step.is_cached else f"{step.seconds:.1f} s"
         stderr().print(f"{text} ({took})", markup=False)
@@ -63,7 +47,7 @@ class ImageView:
 
     def show_output(self, line: str) -> None:
         """Show a line that the container printed, as it is."""
-        if self._status is None:
+        if not self.is_live:
             print_notice(f"[container] {line}")  # rich spreads tabs, and takes a while
         else:
             stderr().print(f"[container] {line}", markup=False)

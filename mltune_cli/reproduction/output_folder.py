@@ -18,7 +18,7 @@ from mltune_cli.run_folder import (
 )
 
 MARK = ".mltune-repro-output"
-REPORT_JSON = "report.json"
+REPORT_JSON, REPORT_JUNIT = "report.json", "report.xml"
 _EARLIER = ".earlier"
 
 

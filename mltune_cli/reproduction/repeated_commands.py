@@ -58,13 +58,14 @@ class RepeatedCommands:
     Attributes:
         command: program and arguments; `{run}` in them stands for the run's own folder.
         folder: where `run-1`, `run-2`, ... are made.
-        run_count: at least 2.
+        run_count: how many; one alone is compared with nothing.
         in_parallel: all at once; else one after the other.
         inherited: the environment.
         timeout_seconds: after which there is no verdict; None waits for ever.
         on_output: called with the run's number and each line that it prints.
         conditions: of every run but the first.
         common: conditions of all runs.
+        started: when the check began, from which the time-out counts.
     """
 
     command: Sequence[str]
@@ -76,7 +77,7 @@ class RepeatedCommands:
     on_output: Callable[[int, str], None]
     conditions: Sequence[Condition] = ()
     common: Sequence[Condition] = ()
-    _started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
     def check(self) -> ReproductionReport:
         """Run and compare.
@@ -85,7 +86,7 @@ class RepeatedCommands:
             UsageError: the command cannot be run, or not with the conditions.
         """
         runs = [self._run(number) for number in range(1, self.run_count + 1)]
-        require_others(runs[1].prepared.unchanged, self.conditions)
+        require_others(runs[-1].prepared.unchanged, self.conditions)
         if self.in_parallel and any(run.prepared.kill_at is not None for run in runs):
             raise UsageError(
                 "--parallel: kill-and-resume compares with the whole first run; drop one of both"
@@ -99,7 +100,7 @@ class RepeatedCommands:
                 difference = self._run_group(group, comparison)
                 if difference is not None:
                     break
-                if before is not None and group[0].number == 1:
+                if before is not None and group[0].number == 1 and self.run_count > 1:
                     note = note_of_left_files(before, self._list_working_directory())
             else:
                 difference = comparison.missing()
@@ -129,7 +130,7 @@ class RepeatedCommands:
                 )
                 for run in runs
             ],
-            seconds=round(time.monotonic() - self._started, 3),
+            seconds=round(time.monotonic() - self.started, 3),
         )  # fmt: skip
 
     def _run(self, number: int) -> _Run:
@@ -223,7 +224,7 @@ class RepeatedCommands:
 
     def _require_time(self) -> None:
         limit = self.timeout_seconds
-        if limit is not None and time.monotonic() - self._started > limit:
+        if limit is not None and time.monotonic() - self.started > limit:
             raise NoVerdictError(f"the runs were not done after --timeout {limit:g} seconds")
 
     def _finish(self, run: _Run, comparison: OrderedComparison) -> None:

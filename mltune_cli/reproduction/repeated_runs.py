@@ -76,7 +76,7 @@ class RepeatedRuns:
     Attributes:
         job: the training job; its output folder is replaced by each run's own.
         folder: where `run-1`, `run-2`, ... are made.
-        run_count: at least 2.
+        run_count: how many; one alone is compared with nothing.
         slots: environment variables of the runs that may go on side by side.
         inherited: the environment to start from.
         timeout_seconds: after which there is no verdict; None waits for ever.
@@ -84,6 +84,7 @@ class RepeatedRuns:
         on_output: called with the run's number and each line that a worker prints.
         conditions: of every run but the first.
         common: conditions of all runs.
+        started: when the check began, from which the time-out counts.
     """
 
     job: TrainingJob
@@ -96,6 +97,7 @@ class RepeatedRuns:
     on_output: Callable[[int, str], None]
     conditions: Sequence[Condition] = ()
     common: Sequence[Condition] = ()
+    started: float = field(default_factory=time.monotonic)
     _inbox: "queue.Queue[tuple[_Run, Event | MltuneError | None]]" = field(
         default_factory=queue.Queue
     )
@@ -106,13 +108,12 @@ class RepeatedRuns:
         Raises:
             UsageError: recipe, data, model or a condition cannot be used.
         """
-        started = time.monotonic()
         runs = [self._run(number) for number in range(1, self.run_count + 1)]
-        require_others(runs[1].prepared.unchanged, self.conditions)
+        require_others(runs[-1].prepared.unchanged, self.conditions)
         comparison = StreamComparison(self.run_count)
         reason = None
         try:
-            difference = self._run_all(runs, comparison, started)
+            difference = self._run_all(runs, comparison)
             if difference is None:
                 difference = comparison.missing_step() or self._compare_finished(runs)
         except UsageError:
@@ -148,7 +149,7 @@ class RepeatedRuns:
             variation=[str(condition) for condition in self.conditions],
             reason=reason,
             runs=[run.outcome() for run in runs],
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(time.monotonic() - self.started, 3),
         )
 
     def _run(self, number: int) -> _Run:
@@ -159,9 +160,7 @@ class RepeatedRuns:
         fresh = self.folder / f"run-{number}-conditions"
         return _Run(number, folder, prepared_job(job, self.inherited, conditions, fresh))
 
-    def _run_all(
-        self, runs: list[_Run], comparison: StreamComparison, started: float
-    ) -> FirstDifference | None:
+    def _run_all(self, runs: list[_Run], comparison: StreamComparison) -> FirstDifference | None:
         """Keep every slot busy until all runs are done; return at the first difference."""
         waiting = list(runs)
         free = list(self.slots)
@@ -171,7 +170,7 @@ class RepeatedRuns:
                 run = waiting.pop(0)
                 held[run.number] = free.pop(0)
                 self._start(run, held[run.number])
-            run, message = self._next_message(started)
+            run, message = self._next_message()
             if run.was_killed and not run.is_resumed and not isinstance(message, Event):
                 self._resume(run, message, held[run.number])
                 continue
@@ -190,10 +189,10 @@ class RepeatedRuns:
                 return difference
         return None
 
-    def _next_message(self, started: float) -> tuple[_Run, Event | MltuneError | None]:
+    def _next_message(self) -> tuple[_Run, Event | MltuneError | None]:
         remaining = None
         if self.timeout_seconds is not None:
-            remaining = max(0.0, started + self.timeout_seconds - time.monotonic())
+            remaining = max(0.0, self.started + self.timeout_seconds - time.monotonic())
         try:
             return self._inbox.get(timeout=remaining)
         except queue.Empty:

@@ -163,6 +163,64 @@ class RunOutcome(_Frozen):
     error: str | None
 
 
+GoldenVerdict = Literal["reproduced", "code_changed", "environment_changed", "not_deterministic"]
+
+
+class GoldenChange(_Frozen):
+    """Something about the training, or what it ran on, that is not what it was.
+
+    Attributes:
+        kind: what it belongs to.
+        name: a dotted key of the recipe, a fact of the environment, `model`, `training rows`.
+    """
+
+    kind: Literal["training", "recipe", "input", "environment", "mltune"]
+    name: str
+    was: str
+    now: str
+
+    @property
+    def sentence(self) -> str:
+        """The change in words."""
+        place = {
+            "training": self.name,
+            "recipe": f"recipe, {self.name}",
+            "input": f"content of the {self.name}",
+            "environment": f"environment, {self.name}",
+            "mltune": "mltune",
+        }[self.kind]
+        return f"{place}: {self.was} is now {self.now}"
+
+
+class GoldenComparison(_Frozen):
+    """The runs, held against what an earlier one gave.
+
+    Attributes:
+        source: the golden file, or the run.
+        verdict: `not_deterministic` where the runs differ among themselves, so that nobody's change
+            is to blame; `environment_changed` where the source has nothing for this environment
+            and what it has for others is not equal.
+        environment_class: of the entry that the runs were held against; None where there was none.
+        commit: that the entry was recorded at, `+` at its end where the folder was dirty.
+        steps: of the entry.
+        last_loss: of the entry.
+        first_difference: where the runs part from the entry, the entry first; its `runs` are 0, for
+            the entry, and 1. None unless the verdict is `code_changed`.
+        changes: what else is not what it was.
+        record_command: what makes these runs the golden.
+    """
+
+    source: str
+    verdict: GoldenVerdict
+    environment_class: str | None
+    commit: str | None = None
+    steps: int | None = None
+    last_loss: float | None = None
+    first_difference: FirstDifference | None = None
+    changes: list[GoldenChange] = []
+    record_command: str
+
+
 class ReproductionReport(_Frozen):
     """What `repro-check` found.
 
@@ -175,6 +233,8 @@ class ReproductionReport(_Frozen):
         tensors: names of the differing stage's first tensors that differ, where they are known: by
             group and place in the optimizer, and by name in the model.
         diagnosis: the cause; None unless the verdict is `different`.
+        golden: what came of `--against`; None without it, and where a run failed.
+        recorded: the golden file that these runs were written into.
         notes: what is worth knowing whatever the verdict is; one sentence each.
         reason: why there is no verdict; None unless the verdict is `no_verdict`.
         seconds: wall time of the whole check.
@@ -191,6 +251,8 @@ class ReproductionReport(_Frozen):
     localisation: Localisation | None = None
     tensors: list[str] = []
     diagnosis: Diagnosis | None = None
+    golden: GoldenComparison | None = None
+    recorded: str | None = None
     notes: list[str] = []
     reason: str | None
     runs: list[RunOutcome]

@@ -42,7 +42,7 @@ def diff_runs(folder_a: Path, folder_b: Path) -> RunDiff:
     unfinished = [
         f"{folder} is not a whole run: {problem}"
         for folder, manifest in ((folder_a, a), (folder_b, b))
-        if (problem := _what_is_missing(folder, manifest))
+        if (problem := what_is_missing(folder, manifest))
     ]
     is_different = any(node is not None for node in outcome)
     code = ExitCode.NEGATIVE if is_different else ExitCode.OK
@@ -56,8 +56,12 @@ def diff_runs(folder_a: Path, folder_b: Path) -> RunDiff:
     )
 
 
-def _what_is_missing(folder: Path, manifest: Manifest) -> str | None:
-    """Say what a run lacks of what its manifest promises: nothing equals nothing by itself."""
+def what_is_missing(folder: Path, manifest: Manifest) -> str | None:
+    """Say what a run lacks of what its manifest promises: nothing equals nothing by itself.
+
+    Raises:
+        NoVerdictError: a file of the run is damaged.
+    """
     result = manifest.result
     if result.status != "finished":
         return f"its manifest says {result.status}"

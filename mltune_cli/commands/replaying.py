@@ -1,0 +1,44 @@
+"""`--against RUN` alone: what a run trained, from what the run says of itself."""
+
+import shlex
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from mltune_cli.errors import UsageError
+from mltune_cli.manifest import MANIFEST_FILE, read_manifest
+from mltune_cli.recipe.layers import LoadedRecipe
+from mltune_cli.recipe.schema import Recipe
+from mltune_cli.reproduction.golden_source import read_source
+
+
+def replayed_command(run: Path) -> list[str] | None:
+    """Return the command of an earlier check's output; None where a recipe was trained.
+
+    Raises:
+        UsageError: it is neither a run nor the output of a check.
+    """
+    entry = read_source(run)[0]
+    return shlex.split(entry.subject) if entry.kind == "command" else None
+
+
+def replayed_recipe(run: Path) -> LoadedRecipe:
+    """Return the recipe of a run, every value as it was resolved then.
+
+    Raises:
+        UsageError: the run's recipe is not one for this version of mltune.
+    """
+    folder = run if (run / MANIFEST_FILE).is_file() else run / "run-1"
+    manifest = read_manifest(folder)
+    path = folder / MANIFEST_FILE
+    try:
+        recipe = Recipe.model_validate({**manifest.recipe, "output_dir": None})
+    except ValidationError as error:
+        details = error.errors()[0]
+        key = ".".join(map(str, details["loc"]))
+        raise UsageError(
+            f"{path}: was written by mltune {manifest.mltune}, and its recipe cannot be trained "
+            f"by this one: {key}: {details['msg']}"
+        ) from None
+    origins = dict.fromkeys(manifest.origins, str(path))
+    return LoadedRecipe(recipe, origins, manifest.recipe_name)

@@ -1,0 +1,147 @@
+"""Goldens: what a training gave once, kept in a file for later runs to be held against.
+
+A file is about one training. It holds one entry for each environment class that somebody recorded,
+since another processor or another torch gives other bits and nobody is to blame.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mltune_cli.errors import UsageError
+from mltune_cli.witness.record import WitnessRecord
+
+SubjectKind = Literal["recipe", "command"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GoldenEntry(_Frozen):
+    """What one training gave in one environment class.
+
+    Attributes:
+        subject: the recipe's name, or the command.
+        environment: what the class is the digest of, flat.
+        commit: of the folder that the check was started in; `+` at its end where it was dirty.
+        recipe: the resolved recipe, flat, without what only names places.
+        inputs: digests of model, tokenizer and data, by name.
+        records: of each process that trains, every step's digests as the witness wrote them.
+    """
+
+    subject: str
+    kind: SubjectKind
+    environment_class: str
+    environment: dict[str, str]
+    mltune: str
+    commit: str | None
+    recipe: dict[str, Any]
+    inputs: dict[str, str]
+    last_loss: float | None
+    records: dict[str, list[dict[str, Any]]]
+
+    @property
+    def steps(self) -> int:
+        """The last step of the training."""
+        last = [int(record["step"]) for stream in self.records.values() for record in stream]
+        return max(last, default=0)
+
+    def witness(self) -> dict[str, list[WitnessRecord]]:
+        """Return the records of each process.
+
+        Raises:
+            ValueError: one is none.
+        """
+        return {
+            name: [WitnessRecord.from_fields(fields) for fields in stream]
+            for name, stream in self.records.items()
+        }
+
+
+class Golden(_Frozen):
+    """A golden file."""
+
+    schema_name: Literal["mltune.golden/1"] = "mltune.golden/1"
+    entries: list[GoldenEntry]
+
+    def with_entry(self, entry: GoldenEntry) -> Golden:
+        """Return the golden with an entry that replaces the one of its environment class."""
+        others = [e for e in self.entries if e.environment_class != entry.environment_class]
+        ordered = sorted([*others, entry], key=lambda e: e.environment_class)
+        return Golden(entries=ordered)
+
+    def to_json(self) -> str:
+        """Return the file's text: a line for each step, so that a review shows which changed."""
+        entries = ",\n".join(map(_entry_json, self.entries))
+        return f'{{"schema_name": "{self.schema_name}",\n"entries": [\n{entries}\n]}}\n'
+
+
+def _entry_json(entry: GoldenEntry) -> str:
+    head = json.dumps(entry.model_dump(exclude={"records"}), indent=1, ensure_ascii=False)
+    streams = ",\n".join(
+        f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, stream)) + "\n]"
+        for name, stream in entry.records.items()
+    )
+    return f'{head.removesuffix("}").rstrip()},\n "records": {{{streams}}}\n}}'
+
+
+def read_golden(path: Path) -> Golden:
+    """Read a golden file.
+
+    Raises:
+        UsageError: it is none, or it is damaged.
+    """
+    try:
+        golden = Golden.model_validate_json(path.read_text(encoding="utf-8"))
+        for entry in golden.entries:
+            entry.witness()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such golden; --record {path} makes it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    except ValidationError as error:
+        details = error.errors()[0]
+        where = ".".join(map(str, details["loc"])) or "the file"
+        raise UsageError(f"{path}: is no golden of mltune: {where}: {details['msg']}") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: is damaged: a record's {error}") from None
+    return golden
+
+
+def require_recordable(path: Path, kind: SubjectKind) -> None:
+    """Refuse a file that holds something else than goldens of this kind of training.
+
+    Raises:
+        UsageError: says what it holds.
+    """
+    if not path.exists():
+        return
+    held = {entry.kind for entry in read_golden(path).entries}
+    if held - {kind}:
+        raise UsageError(
+            f"--record {path}: holds the golden of a {held.pop()}, not of a {kind}; "
+            "choose another file"
+        )
+
+
+def record_golden(path: Path, entry: GoldenEntry) -> list[GoldenEntry]:
+    """Write an entry into a golden file, whole or not at all; return the other classes' entries.
+
+    Raises:
+        UsageError: the file is no golden, or cannot be written.
+    """
+    golden = read_golden(path) if path.exists() else Golden(entries=[])
+    written = golden.with_entry(entry)
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        draft.write_text(written.to_json(), encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise UsageError(f"--record {path}: cannot be written: {error.strerror}") from None
+    return [e for e in written.entries if e.environment_class != entry.environment_class]

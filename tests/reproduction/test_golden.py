@@ -1,0 +1,89 @@
+"""Goldens as files, and what parts from them, over generated records."""
+
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mltune_cli.reproduction.golden import Golden, GoldenEntry
+from mltune_cli.reproduction.golden_comparison import first_difference
+from mltune_cli.witness.record import STAGES
+
+_DIGEST = st.text("0123456789abcdef", min_size=16, max_size=16)
+_STAGES = ("batch", "loss", "gradients", "optimizer", "parameters")
+
+
+def entry(records: dict[str, list[dict[str, Any]]], environment: str = "class") -> GoldenEntry:
+    return GoldenEntry(
+        subject='a "name" with ä line\nbreak', kind="command", environment_class=environment,
+        environment={"threads": "1"}, mltune="0", commit=None, recipe={}, inputs={},
+        last_loss=None, records=records,
+    )  # fmt: skip
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> dict[str, list[dict[str, Any]]]:
+    names = draw(st.lists(st.sampled_from(["main", "rank-0", "rank-1"]), min_size=1, unique=True))
+    steps = draw(st.integers(1, 4))
+    return {
+        name: [
+            {"step": step, "source": "SGD 1", **{stage: draw(_DIGEST) for stage in _STAGES}}
+            for step in range(steps + 1)
+        ]
+        for name in sorted(names)
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(records=streams())
+def test_a_golden_comes_back_as_it_was_written(records: dict[str, list[dict[str, Any]]]) -> None:
+    golden = Golden(entries=[entry(records), entry(records, "other")])
+    text = golden.to_json()
+    assert Golden.model_validate_json(text) == golden
+    # A step changes one line of the file.
+    steps = [line for line in text.splitlines() if line.startswith('{"step"')]
+    assert len(steps) == 2 * sum(map(len, records.values()))
+    assert first_difference(golden.entries[0], golden.entries[1]) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(records=streams(), data=st.data())
+def test_every_changed_digest_is_found_at_its_place(
+    records: dict[str, list[dict[str, Any]]], data: st.DataObject
+) -> None:
+    changed = json.loads(json.dumps(records))
+    stream = data.draw(st.sampled_from(sorted(records)))
+    step = data.draw(st.integers(0, len(records[stream]) - 1))
+    stage = data.draw(st.sampled_from(_STAGES))
+    digest = changed[stream][step][stage]
+    changed[stream][step][stage] = ("1" if digest[0] == "0" else "0") + digest[1:]
+    found = first_difference(entry(records), entry(changed))
+    assert found is not None
+    assert (found.process, found.step, found.stage) == (stream, step, stage)
+    assert found.values == (digest, changed[stream][step][stage])
+    assert found.runs == (0, 1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(records=streams(), data=st.data())
+def test_a_lost_step_and_a_lost_process_are_found(
+    records: dict[str, list[dict[str, Any]]], data: st.DataObject
+) -> None:
+    stream = data.draw(st.sampled_from(sorted(records)))
+    shorter = {**records, stream: records[stream][:-1]}
+    without = {name: lines for name, lines in records.items() if name != stream}
+    for lost in (shorter, without):
+        for pair in ((entry(records), entry(lost)), (entry(lost), entry(records))):
+            found = first_difference(*pair)
+            assert found is not None
+            assert (found.stage, found.process) == ("missing", stream)
+
+
+def test_a_class_is_replaced_and_the_others_stay() -> None:
+    first = Golden(entries=[]).with_entry(entry({"main": []}, "a")).with_entry(entry({}, "b"))
+    second = first.with_entry(entry({"main": [{"step": 0}]}, "a"))
+    assert [(e.environment_class, e.records) for e in second.entries] == [
+        ("a", {"main": [{"step": 0}]}), ("b", {}),
+    ]  # fmt: skip
+    assert set(_STAGES) <= set(STAGES)
