@@ -1,0 +1,1 @@
+"""A project's first files: what `mltune init` writes, and how it loses nothing."""
