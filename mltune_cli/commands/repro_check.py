@@ -139,24 +139,44 @@ def _held(report: ReproductionReport, check: _Check, reference: Reference) -> Re
 
 
 @dataclass
-class _RecipeCheck:
+class _Checking:
+    """What both kinds of check need.
+
+    Attributes:
+        started: when it began, from which the time-out counts.
+    """
+
     options: CheckOptions
+    started: float = field(default_factory=time.monotonic, kw_only=True)
+
+    @property
+    def output(self) -> Path:
+        return _absolute(self.options.output)
+
+    @property
+    def conditions(self) -> list[Condition]:
+        return parse_conditions(self.options.variations)
+
+    @property
+    def deadline(self) -> float | None:
+        limit = self.options.timeout_seconds
+        return None if limit is None else self.started + limit
+
+
+@dataclass
+class _RecipeCheck(_Checking):
     job: TrainingJob
-    started: float = field(default_factory=time.monotonic)
 
     def run(self, run_count: int) -> ReproductionReport:
-        options = self.options
-        conditions = parse_conditions(options.variations)
-        output = _absolute(options.output)
         view = ReproductionView(run_count)
         runs = RepeatedRuns(
             job=self.job,
-            folder=output,
+            folder=self.output,
             run_count=run_count,
-            slots=_slots(self.job, conditions),
-            conditions=conditions,
+            slots=_slots(self.job, self.conditions),
+            conditions=self.conditions,
             inherited=os.environ,
-            timeout_seconds=options.timeout_seconds,
+            timeout_seconds=self.options.timeout_seconds,
             on_event=view.show,
             on_output=view.show_output,
             started=self.started,
@@ -164,50 +184,47 @@ class _RecipeCheck:
         view.start()
         try:
             report = runs.check()
-            if options.explain:
-                deadline = _deadline(self.started, options.timeout_seconds)
-                laboratory = RecipeLaboratory(output, os.environ, conditions, deadline, self.job)
+            if self.options.explain:
+                laboratory = RecipeLaboratory(
+                    self.output, os.environ, self.conditions, self.deadline, self.job
+                )
                 report = explained(report, laboratory, view.show_progress)
         finally:
             view.stop()
         return report
 
     def entry(self) -> GoldenEntry:
-        return entry_of_run(_absolute(self.options.output) / "run-1")
+        return entry_of_run(self.output / "run-1")
 
 
 @dataclass
-class _CommandCheck:
-    options: CheckOptions
+class _CommandCheck(_Checking):
     command: list[str]
     in_parallel: bool
-    started: float = field(default_factory=time.monotonic)
 
     def run(self, run_count: int) -> ReproductionReport:
-        options = self.options
-        conditions = parse_conditions(options.variations)
-        output = _absolute(options.output)
         view = ReproductionView(run_count)
-        report = RepeatedCommands(
+        runs = RepeatedCommands(
             command=self.command,
-            conditions=conditions,
-            folder=output,
+            conditions=self.conditions,
+            folder=self.output,
             run_count=run_count,
             in_parallel=self.in_parallel,
             inherited=os.environ,
-            timeout_seconds=options.timeout_seconds,
+            timeout_seconds=self.options.timeout_seconds,
             on_output=view.show_output,
             started=self.started,
-        ).check()
-        deadline = _deadline(self.started, options.timeout_seconds)
-        laboratory = CommandLaboratory(output, os.environ, conditions, deadline, self.command)
-        if options.explain:
+        )
+        report = runs.check()
+        laboratory = CommandLaboratory(
+            self.output, os.environ, self.conditions, self.deadline, self.command
+        )
+        if self.options.explain:
             report = explained(report, laboratory, view.show_progress)
         return with_seed_note(report, laboratory.records(1, "main"))
 
     def entry(self) -> GoldenEntry:
-        folder = _absolute(self.options.output) / "run-1"
-        return entry_of_command(folder, self.command, __version__, current_commit())
+        return entry_of_command(self.output / "run-1", self.command, __version__, current_commit())
 
 
 def _absolute(folder: Path) -> Path:
@@ -242,7 +259,3 @@ def _slots(job: TrainingJob, conditions: Sequence[Condition]) -> list[dict[str, 
     threads = max(r.reproducibility.threads for r in (job.recipe, varied.recipe))
     largest = varied.recipe.with_values({"reproducibility.threads": threads})
     return side_by_side_slots(largest, max(processes, job.processes.per_node))
-
-
-def _deadline(started: float, timeout_seconds: float | None) -> float | None:
-    return None if timeout_seconds is None else started + timeout_seconds
