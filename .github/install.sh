@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs mltune from this checkout into the Python on PATH, everything pinned by hash.
 #
-#   .github/install.sh
+#   .github/install.sh            mltune and what it needs
+#   .github/install.sh NAME...    these packages of requirements-dev.txt instead
 #
 # TORCH_INDEX_URL names the index with the CPU builds of torch, which the lock for CPUs needs.
 # Without it the lock with the CUDA build is installed: larger, from the ordinary index, and its
@@ -14,6 +15,11 @@ trap 'rm -rf -- "$scratch"' EXIT
 # Only a newer pip takes hashes from a constraints file. Its own pin stands in the lock, too.
 sed -n '/^pip==/,/[^\\]$/p' requirements-dev.txt >"$scratch/pip.txt"
 python -m pip install --quiet --require-hashes -r "$scratch/pip.txt"
+
+if [ $# -gt 0 ]; then
+  python -m pip install --require-hashes -c requirements-dev.txt "$@"
+  exit
+fi
 
 if [ -n "${TORCH_INDEX_URL:-}" ]; then
   export PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL:+$PIP_EXTRA_INDEX_URL }$TORCH_INDEX_URL"

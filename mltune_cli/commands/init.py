@@ -1,39 +1,44 @@
-"""`mltune init`: recipe, rows, Dockerfile, lock and workflow, written into a project."""
+"""`mltune init`: recipe, rows, thin scripts, image, locks and workflow, written into a folder."""
 
-import os
-import re
-import shlex
 from pathlib import Path
 
-from mltune_cli.errors import ExitCode, UsageError
+from mltune_cli.commands.stopping import second_signal_held
+from mltune_cli.errors import ExitCode
+from mltune_cli.rendering.console import print_notice
 from mltune_cli.rendering.scaffolding import print_project
-from mltune_cli.scaffolding.plan import planned_files
-from mltune_cli.scaffolding.writing import write_files
+from mltune_cli.scaffolding.project_files import CHECK_COMMAND, Continuous, project_files
+from mltune_cli.scaffolding.writing import write_project
 
 
-def init(folder: Path, *, gpu: bool, ci: str | None, force: bool) -> ExitCode:
-    """Write a project's files, and print what to type next.
+def init(folder: Path, *, gpu: bool, ci: Continuous, force: bool) -> ExitCode:
+    """Write a new project and print what was done with each file.
 
     Args:
-        folder: of the project; made where it does not exist.
-        gpu: train on a GPU where there is one, and build the image on CUDA.
-        ci: `github`, or None for no workflow.
-        force: keep files that are in the way beside the new ones.
+        folder: of the project; made where it is missing.
+        gpu: the recipe computes on CUDA where there is one.
+        ci: whether a workflow is written.
+        force: replace files that differ, and keep them beside.
 
     Raises:
-        UsageError: a flag is wrong, a file is in the way, or the folder cannot be written.
+        UsageError: a file is in the way, or the folder cannot be written.
+        NoVerdictError: the machine failed.
     """
-    if ci not in (None, "github"):
-        raise UsageError(f"--ci {ci}: must be github")
-    name = re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower()).strip("-._") or "project"
-    files = planned_files(name, gpu=gpu, ci="github" if ci else None)
-    written = write_files(folder, files, force=force)
-    commands = [] if _is_here(folder) else [f"cd {shlex.quote(str(folder))}"]
-    commands.append("mltune repro-check --config recipe.yaml")
-    commands.append("mltune repro-check --config recipe.yaml --record golden.json")
-    print_project(folder, written, commands)
+    files = project_files(folder.absolute().name or folder.resolve().name, gpu=gpu, ci=ci)
+    with second_signal_held():
+        project = write_project(folder, files, force=force)
+    print_project(project, CHECK_COMMAND)
+    top = _repository_above(folder)
+    if ci == "github" and top is not None:
+        print_notice(
+            f"note: GitHub reads workflows at the top of a repository alone, which is {top}; move "
+            f"{folder / '.github'} there and set the working directory of its steps"
+        )
     return ExitCode.OK
 
 
-def _is_here(folder: Path) -> bool:
-    return os.path.realpath(folder) == os.path.realpath(".")
+def _repository_above(folder: Path) -> Path | None:
+    """Return the repository that the folder lies in without being its top."""
+    place = folder.resolve()
+    if (place / ".git").exists():
+        return None
+    return next((parent for parent in place.parents if (parent / ".git").exists()), None)

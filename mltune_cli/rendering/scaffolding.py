@@ -1,38 +1,47 @@
-"""`mltune init` in a terminal: what was written as a tree, and what to type next."""
+"""`init` in a terminal: the tree of what it wrote, and the next command."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from mltune_cli.rendering.branch import Branch, rich_tree
 from mltune_cli.rendering.console import print_line, stdout
-from mltune_cli.scaffolding.writing import WrittenFile
+from mltune_cli.scaffolding.writing import WrittenFile, WrittenProject
 
 
-def print_project(folder: Path, files: Sequence[WrittenFile], next_commands: Sequence[str]) -> None:
-    """Print the files below their folder, and the commands that come next."""
-    tree = Branch(str(folder), style="bold")
+def print_project(project: WrittenProject, next_command: Sequence[str]) -> None:
+    """Print what was done with each file, and the command that comes next.
+
+    Args:
+        project: as it was written.
+        next_command: program and arguments, to be started in the project's folder.
+    """
+    changed = sum(file.action != "unchanged" for file in project.files)
+    lead, style = ("written", "bold green") if changed else ("unchanged", "bold")
+    tree = Branch(f"{project.folder} ({changed} of {len(project.files)} files)", lead, style)
     folders: dict[str, Branch] = {"": tree}
-    for file in files:
-        place, _, name = file.path.rpartition("/")
-        branch = _folder_branch(folders, place)
-        said = f"{name}  ({_said(file)})"
-        branch.add(said)
+    for file in project.files:
+        _folder(folders, file.path.rpartition("/")[0]).add(_sentence(file))
     stdout().print(rich_tree(tree))
-    print_line("next:")
-    for command in next_commands:
-        print_line(f"  {command}")
+    here = project.folder.resolve() == Path.cwd()
+    way = "" if here else f"cd {shlex.quote(str(project.folder))} && "
+    print_line(f"next: {way}{shlex.join(next_command)}")
 
 
-def _folder_branch(folders: dict[str, Branch], place: str) -> Branch:
-    if place not in folders:
-        above, _, name = place.rpartition("/")
-        folders[place] = _folder_branch(folders, above).add(f"{name}/")
-    return folders[place]
+def _folder(folders: dict[str, Branch], path: str) -> Branch:
+    """Return the branch of a folder, which is made with those above it."""
+    if path not in folders:
+        above, _, name = path.rpartition("/")
+        folders[path] = _folder(folders, above).add(f"{name}/")
+    return folders[path]
 
 
-def _said(file: WrittenFile) -> str:
-    if file.fate == "written":
-        return file.why
-    if file.kept is not None:
-        return f"{file.why}; replaced, yours is {file.kept} now"
-    return f"{file.why}; {file.fate}"
+def _sentence(file: WrittenFile) -> str:
+    lines = "1 line" if file.added_lines == 1 else f"{file.added_lines} lines"
+    what = {
+        "written": "",
+        "unchanged": ", unchanged",
+        "added to": f", added to: {lines}",
+        "replaced": f", replaced; the old one is {file.backup}",
+    }[file.action]
+    return f"{file.path.rpartition('/')[2]}: {file.reason}{what}"

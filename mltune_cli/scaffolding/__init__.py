@@ -1,1 +1,1 @@
-"""A project's first files: what `mltune init` writes, and how it loses nothing."""
+"""What a new project needs, and writing it so that nothing of the user's is lost."""

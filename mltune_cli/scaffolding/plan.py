@@ -1,125 +1,149 @@
-"""The files of a new project, rendered from the templates. Nothing is written here."""
+"""What becomes of each file of a new project, settled before anything is written."""
 
-from collections.abc import Iterator
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mltune_cli import __version__
-from mltune_cli.bundled import DATASET_PREFIX, bundled_data, bundled_lock, bundled_template
-from mltune_cli.imaging.dockerfile_text import (
-    DockerfileProject,
-    render_dockerfile,
-    render_dockerignore,
-)
-from mltune_cli.imaging.locks import LOCK_NAMES
+from mltune_cli.errors import MltuneError, NoVerdictError, UsageError, is_machine_failure
+from mltune_cli.scaffolding.project_files import ProjectFile
 
-_DATA = ("train.jsonl", "val.jsonl")
-_IN_IMAGE = ("recipe.yaml", "repro_dataset")
-WORKFLOW = ".github/workflows/smoke-repro.yml"
-# Without one of these there is nothing to check; a change of any is checked.
-_REQUIRED = ("recipe.yaml", "requirements.txt", "run_repro.sh")
-_PATHS = (
-    "**.py", "**.sh", "recipe.yaml", "repro_dataset/**", "requirements*.txt", "Dockerfile",
-    ".dockerignore", "golden.json", WORKFLOW,
-)  # fmt: skip
-_OWN_REQUIRED = ("pyproject.toml", "requirements.txt", "templates/recipes/smoke.yaml")
-_OWN_PATHS = (
-    "mltune_cli/**", "repro_dataset/**", "templates/**", "requirements*.txt", "pyproject.toml",
-    "Dockerfile", ".dockerignore", "golden.json", WORKFLOW,
-)  # fmt: skip
+Action = Literal["written", "unchanged", "added to", "replaced"]
+BACKUP_SUFFIX = ".before-mltune"
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file that a project gets.
+    """One file, and what is done with it.
 
     Attributes:
-        path: relative to the project, with `/` between the parts.
-        why: what it is, in a few words.
-        is_program: it may be executed.
-        is_list: lines that an existing file of that name gets, as far as it lacks them.
+        file: as it is wanted.
+        place: where it stands, without symbolic links.
+        action: what is done.
+        content: all of its bytes afterwards.
+        added_lines: how many lines an existing file gets.
+        mode: permissions of the file that is there; None where there is none.
     """
 
-    path: str
+    file: ProjectFile
+    place: Path
+    action: Action
     content: bytes
-    why: str
-    is_program: bool = False
-    is_list: bool = False
+    added_lines: int = 0
+    mode: int | None = None
 
 
-def planned_files(name: str, *, gpu: bool, ci: Literal["github"] | None) -> tuple[PlannedFile, ...]:
-    """Return the files of a project.
-
-    Args:
-        name: of the project, for its image.
-        gpu: train on a GPU where there is one, and build the image on CUDA.
-        ci: whose workflow is written.
-    """
-    return tuple(_files(name, gpu=gpu, ci=ci))
-
-
-def _files(name: str, *, gpu: bool, ci: Literal["github"] | None) -> Iterator[PlannedFile]:
-    yield _text("recipe.yaml", _rendered("recipe.yaml.j2", gpu=gpu), "what is trained")
-    for data in _DATA:
-        content = bundled_data(DATASET_PREFIX + data).read_bytes()
-        yield PlannedFile(f"repro_dataset/{data}", content, "rows")
-    yield _text("train.py", _template("train.py"), "mltune train, for pipelines")
-    yield PlannedFile(
-        "run_repro.sh", _template("run_repro.sh").encode(), "mltune repro-check, for pipelines",
-        is_program=True,
-    )  # fmt: skip
-    project = DockerfileProject(
-        title=name,
-        version="0.1.0",
-        description=f"{name}, trained by mltune.",
-        files=_IN_IMAGE,
-        command=("mltune", "repro-check", "--config", "recipe.yaml"),
-    )
-    yield _text("Dockerfile", render_dockerfile(project), "the image that mltune build-image makes")
-    yield _text(".dockerignore", render_dockerignore(project), "what of the project it is sent")
-    # The hosted runner checks on a CPU, so its lock is always there.
-    for variant in ("cpu", "gpu") if gpu else ("cpu",):
-        lock = LOCK_NAMES["gpu" if variant == "gpu" else "cpu"]
-        yield PlannedFile(lock, bundled_lock(lock).read_bytes(), f"pinned packages, {variant}")
-    if ci == "github":
-        yield _text(WORKFLOW, render_workflow(), "the check of every pull request")
-    yield PlannedFile(
-        ".gitignore", _template("gitignore").encode(), "what is not committed", is_list=True
-    )
-
-
-def render_workflow(*, own: bool = False) -> str:
-    """Return the text of the workflow `smoke-repro.yml`.
+def plan_files(
+    folder: Path, files: Sequence[ProjectFile], *, force: bool
+) -> tuple[PlannedFile, ...]:
+    """Compare what is wanted with what is there.
 
     Args:
-        own: for mltune's own repository, which installs itself and trains the bundled recipe.
+        folder: of the project; it exists.
+        files: that are wanted.
+        force: replace files that differ.
+
+    Raises:
+        UsageError: a file is in the way, cannot be read, or would be written outside of the folder.
+        NoVerdictError: the machine failed.
     """
-    paths, required = (_OWN_PATHS, _OWN_REQUIRED) if own else (_PATHS, _REQUIRED)
-    return _rendered(
-        "smoke-repro.yml.j2", own=own, paths=paths, required=required, version=__version__
-    )
+    with _speaking_of(folder):
+        root = folder.resolve(strict=True)
+    planned = [_plan_file(folder, root, file) for file in files]
+    in_the_way = [p.file.path for p in planned if p.action == "replaced"]
+    if in_the_way and not force:
+        names = ", ".join(in_the_way)
+        them = ("it", "is") if len(in_the_way) == 1 else ("them", "are")
+        raise UsageError(
+            f"{folder}: has {names} already, and with other content; nothing was written. Move "
+            f"{them[0]} away, or pass --force: what {them[1]} replaced is kept as "
+            f"NAME{BACKUP_SUFFIX}"
+        )
+    return tuple(planned)
 
 
-def _text(path: str, text: str, why: str) -> PlannedFile:
-    return PlannedFile(path, text.encode(), why)
+def _plan_file(folder: Path, root: Path, file: ProjectFile) -> PlannedFile:
+    shown = folder / file.path
+    with _speaking_of(shown):
+        place = _place(folder, root, file.path)
+        try:
+            state = place.stat()
+        except FileNotFoundError:
+            return PlannedFile(file, place, "written", file.content)
+        if not stat.S_ISREG(state.st_mode):
+            raise UsageError(f"{shown}: is no ordinary file; move it away")
+        present = place.read_bytes()
+    mode = stat.S_IMODE(state.st_mode)
+    lacking = _lacking_lines(present, file.content) if file.adds_lines else []
+    if present == file.content or (file.adds_lines and not lacking):
+        return PlannedFile(file, place, "unchanged", present, mode=mode)
+    if file.adds_lines:
+        content = _with_lines(present, lacking)
+        return PlannedFile(file, place, "added to", content, len(lacking), mode)
+    return PlannedFile(file, place, "replaced", file.content, mode=mode)
 
 
-def _template(name: str) -> str:
-    return _place(name).read_text(encoding="utf-8")
+def _place(folder: Path, root: Path, path: str) -> Path:
+    """Return where a path of the project is written.
+
+    Raises:
+        UsageError: behind a link out of the folder, a link to nothing, or below a file.
+    """
+    shown, place = folder / path, root / path
+    resolved = place.resolve()
+    if not resolved.is_relative_to(root):
+        raise UsageError(
+            f"{shown}: a symbolic link leads out of {folder}, and nothing is written there; remove "
+            "the link"
+        )
+    if place.is_symlink() and not resolved.exists():
+        raise UsageError(f"{shown}: is a symbolic link to nothing; remove it")
+    for parent in resolved.parents:
+        if parent == root:
+            break
+        if parent.exists() and not parent.is_dir():
+            between = folder / parent.relative_to(root)
+            raise UsageError(f"{between}: is no folder, and one is needed there; move it away")
+    return resolved
 
 
-def _rendered(name: str, **values: object) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    # A workflow has expressions in double braces of its own.
-    environment = Environment(
-        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True,
-        lstrip_blocks=True, variable_start_string="<<", variable_end_string=">>",
-        autoescape=False,  # noqa: S701 - YAML, of values that are ours
-    )  # fmt: skip
-    return environment.from_string(_template(name)).render(values)
+def _lacking_lines(present: bytes, wanted: bytes) -> list[str]:
+    """Return the wanted lines that a .gitignore neither has nor takes back."""
+    known = {_pattern(line) for line in present.decode("utf-8", "surrogateescape").splitlines()}
+    return [line for line in wanted.decode().splitlines() if _pattern(line) not in known]
 
 
-def _place(name: str) -> Path:
-    return bundled_template(f"project/{name}")
+def _pattern(line: str) -> str:
+    return line.strip().removeprefix("!").strip("/")
+
+
+def _with_lines(present: bytes, lines: Sequence[str]) -> bytes:
+    end = b"\r\n" if b"\r\n" in present else b"\n"
+    kept = present if not present or present.endswith(b"\n") else present + end
+    return kept + b"".join(line.encode() + end for line in lines)
+
+
+@contextlib.contextmanager
+def _speaking_of(path: Path) -> Iterator[None]:
+    """Turn what the system says into one sentence about a path."""
+    try:
+        yield
+    except OSError as error:
+        raise system_fault(path, error, "read") from None
+    except RuntimeError:  # a loop of symbolic links, before Python 3.13
+        raise UsageError(f"{path}: its symbolic links lead in a circle; remove them") from None
+
+
+def system_fault(path: Path, error: OSError, verb: str) -> MltuneError:
+    """Return an error of the system as one sentence about a path.
+
+    Args:
+        path: that it is about.
+        error: what the system said.
+        verb: what could not be done: `read` or `written`.
+    """
+    kind = NoVerdictError if is_machine_failure(error) else UsageError
+    return kind(f"{path}: cannot be {verb}: {error.strerror or os.strerror(error.errno or 0)}")

@@ -1,0 +1,1 @@
+"""The doctor: checks of machine, packages, GPU, settings, Docker, recipe and data."""

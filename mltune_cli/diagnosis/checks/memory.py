@@ -1,0 +1,101 @@
+"""Memory: what the recipe is estimated to need, against what is free."""
+
+from collections.abc import Sequence
+
+from mltune_cli.diagnosis.finding import Check, Finding, broken, doubtful, in_order, known
+from mltune_cli.diagnosis.machine import available_memory_bytes
+from mltune_cli.diagnosis.model_files import model_folder, parameter_count, read_config
+from mltune_cli.diagnosis.subject import Subject
+from mltune_cli.memory_estimate import (
+    MemoryEstimate,
+    estimate_memory,
+    gibibytes,
+)
+from mltune_cli.model_shape import UnknownShapeError, model_shape
+
+# The estimate may be off by so much, and the allocator loses some to fragments.
+_MARGIN = 0.10
+
+
+def look(subject: Subject) -> Sequence[Finding]:
+    """Estimate the recipe's peak and compare it with the device that it will run on."""
+    if subject.loaded is None:
+        return []
+    on_gpu = bool(subject.wants_gpu and subject.torch is not None and subject.torch.gpus)
+    folder = model_folder(subject.recipe.model, subject.variables)
+    if folder is None:
+        return [known("not estimated: the model is not on this machine yet")]
+    try:
+        shape = model_shape(read_config(folder))
+    except (OSError, ValueError, UnknownShapeError) as error:
+        return [known(f"not estimated: {error}")]
+    count, shards = parameter_count(folder), _shards(subject)
+    estimate, relieved = (
+        estimate_memory(
+            shape,
+            subject.recipe,
+            is_cuda=on_gpu,
+            parameters=count,
+            activation_checkpointing=checkpointing,
+            shards=shards,
+        )
+        for checkpointing in (None, True)
+    )
+    needs = f"one process{f' of {shards}' if shards > 1 else ''} {_needs(estimate)}"
+    free = _free(subject, on_gpu)
+    if free is None:
+        return [known(f"{needs}; how much is free is not known here")]
+    seen = f"{needs}, and {'the GPU' if on_gpu else 'this machine'} has {gibibytes(free)} free"
+    return [_judged(subject, estimate, relieved, free, seen)]
+
+
+def _shards(subject: Subject) -> int:
+    """Return into how many parts the base is divided, with a process on every GPU."""
+    facts = subject.torch
+    is_divided = subject.recipe.model.sharding == "fsdp" and subject.wants_gpu
+    return max(1, len(facts.gpus)) if is_divided and facts is not None else 1
+
+
+def _free(subject: Subject, on_gpu: bool) -> int | None:
+    if not on_gpu:
+        return available_memory_bytes()
+    return subject.torch.gpus[0].free_bytes if subject.torch is not None else None
+
+
+def _judged(
+    subject: Subject, estimate: MemoryEstimate, relieved: MemoryEstimate, free: int, seen: str
+) -> Finding:
+    if estimate.total <= free * (1 - _MARGIN):
+        return in_order(seen)
+    train = subject.recipe.train
+    fits_relieved = relieved.total <= free * (1 - _MARGIN)
+    setting = "train.activation_checkpointing=true"
+    if not train.activation_checkpointing and fits_relieved:
+        remedy = (
+            f"recompute activations: with {setting} it is {gibibytes(relieved.total)}; that is "
+            "slower, and changes no bit of other recipes"
+        )
+        command = f"mltune train{subject.flags()} --set {setting}"
+    elif train.micro_batch_size > 1:
+        remedy = "lower train.micro_batch_size, and raise train.micro_batches_per_step with it"
+        rows = train.micro_batch_size * train.micro_batches_per_step
+        command = (
+            f"mltune train{subject.flags()} --set train.micro_batch_size=1 --set "
+            f"train.micro_batches_per_step={rows}"
+        )
+    else:
+        remedy = (
+            "lower data.max_length, hold the base in 4 bits (model.base_precision nf4), or divide "
+            "it over several GPUs (model.sharding fsdp)"
+        )
+        half = max(2, subject.recipe.data.max_length // 2)
+        command = f"mltune train{subject.flags()} --set data.max_length={half}"
+    make = broken if estimate.total > free else doubtful
+    return make(seen, "training runs out of memory in its first steps", remedy, command=command)
+
+
+def _needs(estimate: MemoryEstimate) -> str:
+    return f"needs about {gibibytes(estimate.total)} at its peak ({estimate.in_words()})"
+
+
+CHECK = Check("memory", "memory against the recipe's estimate", look, needs_torch=True)
