@@ -11,6 +11,9 @@ from mltune_cli.errors import UsageError
 from mltune_cli.reproduction.golden import GoldenEntry, SubjectKind, require_recordable
 from mltune_cli.reproduction.golden_source import read_source
 
+# What is trained where no recipe is named.
+_DEFAULT_RECIPE = "smoke"
+
 
 @dataclass(frozen=True)
 class CheckOptions:
@@ -105,6 +108,15 @@ def read_reference(
         raise UsageError(
             f"--against {options.against}: is about the {other.kind} {other.subject}; {named}"
         )
+    is_file = options.against is not None and not options.against.is_dir()
+    if is_file and kind == "recipe" and "--config" not in flags:
+        # Without a recipe the smoke recipe would be trained, and called a change of another.
+        subjects = {entry.subject for entry in entries}
+        if subjects and _DEFAULT_RECIPE not in subjects:
+            raise UsageError(
+                f"--against {options.against}: is about the recipe {min(subjects)}; name it with "
+                "--config"
+            )
     return Reference(options, flags, command, entries)
 
 

@@ -67,6 +67,9 @@ def test_a_changed_learning_rate_is_the_codes_doing(mltune: Any, tmp_path: Path)
     same = mltune("repro-check", *flags, "--against", "golden.json", "--runs", "1", cwd=tmp_path)
     assert same.code == 0, same.stdout
     assert same.stdout.startswith("reproduced: 1 run of recipe is equal to golden.json")
+    forgotten = mltune("repro-check", "--against", "golden.json", cwd=tmp_path)
+    assert forgotten.code == 2
+    assert "is about the recipe recipe; name it with --config" in forgotten.stderr
 
     write_recipe(tmp_path, 0.003)
     page = tmp_path / "summary.md"
