@@ -1,5 +1,6 @@
 """`mltune repro-check`: a recipe, or any command, run several times, and the verdict."""
 
+import functools
 import os
 import shutil
 import tempfile
@@ -102,8 +103,9 @@ def _conclude(check: _Check, reference: Reference, origins: Mapping[str, str]) -
     output = _absolute(options.output)
     with output_folder(output):
         report = _held(check.run(options.run_count), check, reference)
-        if options.run_count == 1 and report.golden and report.golden.verdict == "code_changed":
-            # Before the code is blamed: would two runs of it be equal at all?
+        if options.run_count == 1 and report.golden and report.golden.verdict != "reproduced":
+            # Would two runs be equal at all? Before that is known, the code is not blamed, and
+            # where the golden has nothing to say one run alone would decide nothing.
             for folder in output.glob("run-*"):
                 shutil.rmtree(folder)
             report = _held(check.run(2), check, reference)
@@ -153,7 +155,7 @@ class _Checking:
     def output(self) -> Path:
         return _absolute(self.options.output)
 
-    @property
+    @functools.cached_property
     def conditions(self) -> list[Condition]:
         return parse_conditions(self.options.variations)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mltune_cli.errors import UsageError
+from mltune_cli.errors import NoVerdictError, UsageError, is_machine_failure
 from mltune_cli.witness.record import WitnessRecord
 
 SubjectKind = Literal["recipe", "command"]
@@ -134,6 +134,7 @@ def record_golden(path: Path, entry: GoldenEntry) -> list[GoldenEntry]:
 
     Raises:
         UsageError: the file is no golden, or cannot be written.
+        NoVerdictError: the machine failed, such as a full disk.
     """
     golden = read_golden(path) if path.exists() else Golden(entries=[])
     written = golden.with_entry(entry)
@@ -143,5 +144,6 @@ def record_golden(path: Path, entry: GoldenEntry) -> list[GoldenEntry]:
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise UsageError(f"--record {path}: cannot be written: {error.strerror}") from None
+        kind = NoVerdictError if is_machine_failure(error) else UsageError
+        raise kind(f"--record {path}: cannot be written: {error.strerror}") from None
     return [e for e in written.entries if e.environment_class != entry.environment_class]

@@ -154,6 +154,12 @@ def test_another_thread_count_is_the_environments_doing(check: Check, tmp_path: 
     assert code == 0
     assert report["verdict"] == "reproducible"
     assert any("has no golden for this environment" in note for note in report["notes"])
+    # One run alone is equal to nothing: it is repeated before it counts as reproducible.
+    flags = ("--against", "g.json", "--allow-new-environment", "--runs", "1")
+    code, report, _ = check(*flags, env=two)
+    assert (code, len(report["runs"])) == (0, 2)
+    code, report, _ = check(*flags, env=two, dropout=0.5, after_seed="torch.seed()")
+    assert (code, report["golden"]["verdict"]) == (1, "not_deterministic")
 
     # Both classes in one file: each is held against its own.
     assert check("--record", "g.json", env=two)[0] == 0
