@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ANSWER_SECONDS = 4.0
-_KERNEL_MODULE = Path("/sys/module/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,6 @@ def driver_facts(variables: Mapping[str, str]) -> DriverFacts:
         cuda=tuple(told.get("cuda", (0, 0))),
         gpus=tuple(told.get("gpus", ())),
     )
-
-
-def kernel_module_version() -> str | None:
-    """Return the version of the driver that runs in the kernel; None where there is none."""
-    try:
-        return _KERNEL_MODULE.read_text(encoding="utf-8").strip()
-    except OSError:
-        return None
 
 
 @dataclass(frozen=True)

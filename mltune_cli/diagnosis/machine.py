@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mltune_cli import __version__
-from mltune_cli.diagnosis.driver_facts import kernel_module_version
 from mltune_cli.diagnosis.packages import installed_packages, installed_version, torch_build
 from mltune_cli.diagnosis.redaction import is_secret_name
 from mltune_cli.diagnosis.report import MachineReport
 from mltune_cli.diagnosis.subject import Subject
 from mltune_cli.diagnosis.torch_facts import TorchFacts
+from mltune_cli.witness.hardware import driver_version, processor
 
 _PACKAGES = (
     "accelerate", "bitsandbytes", "datasets", "deepspeed", "docker", "flash-attn",
@@ -59,7 +59,7 @@ def machine_report(subject: Subject, torch: TorchFacts | None) -> MachineReport:
         torch=build[0] if build else None,
         cuda=".".join(map(str, build[1])) if build and build[1] else None,
         instruction_set=torch.instruction_set if torch else None,
-        driver=kernel_module_version(),
+        driver=driver_version(),
         gpus=[
             f"{gpu.name} (compute {gpu.capability[0]}.{gpu.capability[1]}, "
             f"{gpu.total_bytes / 2**30:.0f} GiB)"
@@ -81,17 +81,6 @@ def deciding_variables(variables: Mapping[str, str]) -> dict[str, str]:
 
 def _cuda_packages() -> list[str]:
     return [name for name in installed_packages() if name.startswith("nvidia-")]
-
-
-def processor() -> str:
-    """Return the processor's model, or `unknown`."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
 
 
 def usable_cores() -> int:

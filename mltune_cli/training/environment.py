@@ -11,12 +11,8 @@ import torch
 from mltune_cli import __version__
 from mltune_cli.manifest import EnvironmentFacts
 from mltune_cli.training.determinism import settings
-from mltune_cli.witness.surroundings import (
-    driver_version,
-    gpu_model,
-    installed_packages,
-    processor,
-)
+from mltune_cli.witness.hardware import driver_version, processor
+from mltune_cli.witness.surroundings import gpu_model, installed_packages
 
 _FLAG_PREFIXES = (
     "ATEN_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "MKL_", "NCCL_", "NVIDIA_TF32", "OMP_",

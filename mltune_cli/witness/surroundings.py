@@ -4,9 +4,10 @@ import contextlib
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 
 import torch
+
+from mltune_cli.witness.hardware import driver_version, processor
 
 _PACKAGES = (
     "accelerate", "bitsandbytes", "datasets", "jinja2", "numpy", "nvidia-cublas",
@@ -36,29 +37,10 @@ def installed_packages(names: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
     return found
 
 
-def processor() -> str:
-    """Return the processor's model, or `unknown`."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
-
-
 def gpu_model(device: torch.device | None = None) -> str:
     """Return the model of a CUDA device and its compute capability."""
     properties = torch.cuda.get_device_properties(device)
     return f"{properties.name} (compute {properties.major}.{properties.minor})"
-
-
-def driver_version() -> str | None:
-    """Return the version of NVIDIA's driver; None where there is none."""
-    try:
-        return Path("/sys/module/nvidia/version").read_text().strip()
-    except OSError:
-        return None
 
 
 def surroundings() -> dict[str, str]:

@@ -7,7 +7,6 @@ from mltune_cli.diagnosis.driver_facts import (
     DriverFacts,
     SmiFacts,
     driver_facts,
-    kernel_module_version,
     smi_facts,
 )
 from mltune_cli.diagnosis.finding import Check, Finding, broken, in_order, judged
@@ -15,6 +14,7 @@ from mltune_cli.diagnosis.packages import torch_build
 from mltune_cli.diagnosis.subject import Subject
 from mltune_cli.errors import NoVerdictError
 from mltune_cli.imaging.gpu import GpuDriver, require_cuda
+from mltune_cli.witness.hardware import driver_version
 
 _NO_DEVICE = 100
 _WHY = "torch finds no GPU, and trains on the CPU or not at all"
@@ -92,7 +92,7 @@ def look(subject: Subject) -> Sequence[Finding]:
     if facts.status not in (0, None):
         return [_failed(subject, facts)]
     version = smi.driver if smi is not None else None
-    version = version or kernel_module_version()
+    version = version or driver_version()
     build = torch_build()
     if build is None or build[1] is None:
         return [in_order(f"NVIDIA driver{_named(version)} runs CUDA {_dotted(facts.cuda)}")]
@@ -144,7 +144,7 @@ def cuda_problem(needed: tuple[int, int], runs: tuple[int, int], version: str | 
 
 
 def _without_library(subject: Subject, facts: DriverFacts, smi: SmiFacts | None) -> Finding:
-    module = kernel_module_version()
+    module = driver_version()
     has_gpu = module is not None or (smi is not None and bool(smi.gpus))
     if has_gpu:
         return judged(
