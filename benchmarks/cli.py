@@ -9,25 +9,15 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from turns import measured
+
 MLTUNE = str(Path(sys.executable).parent / "mltune")
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Wall seconds of one command over several rounds."""
-
-    name: str
-    median: float
-    least: float
-    most: float
 
 
 def timed(command: list[str], folder: Path) -> float:
@@ -40,21 +30,6 @@ def timed(command: list[str], folder: Path) -> float:
     start = time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, capture_output=True, env=environment)
     return time.perf_counter() - start
-
-
-def measured(commands: dict[str, list[str]], rounds: int) -> dict[str, Timing]:
-    """Time commands in turn, so that a drifting machine moves all of them; one round is warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    with tempfile.TemporaryDirectory() as folder:
-        for round_number in range(rounds + 1):
-            for name, command in commands.items():
-                taken = timed(command, Path(folder))
-                if round_number:
-                    seconds[name].append(taken)
-    return {
-        name: Timing(name, statistics.median(values), min(values), max(values))
-        for name, values in seconds.items()
-    }
 
 
 def main() -> None:
@@ -70,10 +45,12 @@ def main() -> None:
             "mltune train --help": [MLTUNE, "train", "--help"],
         },
         arguments.rounds * 3,
+        timed,
     )
     work = measured(
         {"mltune train": [MLTUNE, "train"], "mltune repro-check": [MLTUNE, "repro-check"]},
         arguments.rounds,
+        timed,
     )
     ratios = {
         "mltune --help / import typer, rich.console": start_up["mltune --help"].median

@@ -10,13 +10,13 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+
+from turns import measured
 
 from mltune_cli.diagnosis.registry import CHECKS
 
@@ -24,17 +24,7 @@ MLTUNE = str(Path(sys.executable).parent / "mltune")
 FULL_SECONDS, TORCH_FREE_SECONDS = 6.0, 1.0
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Wall seconds of one command over several rounds."""
-
-    name: str
-    median: float
-    least: float
-    most: float
-
-
-def timed(command: list[str], folder: str) -> float:
+def timed(command: list[str], folder: Path) -> float:
     """Run a command to its end; return its wall seconds.
 
     Raises:
@@ -46,21 +36,6 @@ def timed(command: list[str], folder: str) -> float:
     if done.returncode not in (0, 1):
         raise RuntimeError(f"{command[:3]} ended with {done.returncode}: {done.stderr.decode()}")
     return seconds
-
-
-def measured(commands: dict[str, list[str]], rounds: int) -> dict[str, Timing]:
-    """Time commands in turn, so that a drifting machine moves all of them; one round is warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    with tempfile.TemporaryDirectory() as folder:
-        for round_number in range(rounds + 1):
-            for name, command in commands.items():
-                taken = timed(command, folder)
-                if round_number:
-                    seconds[name].append(taken)
-    return {
-        name: Timing(name, statistics.median(values), min(values), max(values))
-        for name, values in seconds.items()
-    }
 
 
 def main() -> int:
@@ -82,6 +57,7 @@ def main() -> int:
             "--only hash-seed": [MLTUNE, "doctor", "--only", "hash-seed"],
         },
         arguments.rounds,
+        timed,
     )
     full, free = timings["mltune doctor"].median, timings["without torch"].median
     ratios = {

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,3 +90,22 @@ def finished_run(mltune: Mltune, tmp_path_factory: pytest.TempPathFactory) -> Pa
     result = mltune("train", *SHORT, "--output-dir", "run", cwd=folder)
     assert result.code == 0, result.stderr
     return folder / "run"
+
+
+@pytest.fixture
+def disk_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount a file system of so many KiB: `disk_of(128)`."""
+    mounted = []
+
+    def mount(kibibytes: int) -> Path:
+        folder = tmp_path / f"disk-{kibibytes}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a small file system needs root")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", folder], check=True)

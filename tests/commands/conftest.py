@@ -58,25 +58,6 @@ def planted(tmp_path: Path) -> Callable[..., dict[str, str]]:
     return plant
 
 
-@pytest.fixture
-def disk_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mount a file system of so many KiB: `disk_of(128)`."""
-    mounted = []
-
-    def mount(kibibytes: int) -> Path:
-        folder = tmp_path / f"disk-{kibibytes}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(folder)]
-        if subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("mounting a small file system needs root")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 def repeated_files_of(folder: Path) -> dict[str, bytes]:
     files = [folder / name for name in REPEATED]
     files += [path for name in ("adapter", "best") for path in sorted((folder / name).iterdir())]

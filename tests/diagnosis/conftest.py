@@ -320,22 +320,3 @@ def libcuda(clinic: Clinic) -> Plant:
         return {"LD_LIBRARY_PATH": str(folder)}
 
     return plant
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Any:
-    """Mount a file system of so many KiB: `small_disk(128)`."""
-    mounted = []
-
-    def mount(kibibytes: int) -> Path:
-        folder = tmp_path / f"disk-{kibibytes}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(folder)]
-        if subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("mounting a small file system needs root")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "--lazy", folder], check=True)

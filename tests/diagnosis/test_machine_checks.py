@@ -42,8 +42,8 @@ def test_a_cache_that_cannot_be_made(clinic: Any) -> None:
     assert clinic.look("caches", env=env, before=finding["command"]).severity == "ok"
 
 
-def test_a_hub_cache_on_a_full_disk(clinic: Any, small_disk: Any) -> None:
-    disk = small_disk(64)
+def test_a_hub_cache_on_a_full_disk(clinic: Any, disk_of: Any) -> None:
+    disk = disk_of(64)
     env = {"HF_HOME": str(disk / "hub")}
     assert clinic.look("caches", env=env).severity == "ok"
     (disk / "filling").write_bytes(b"x" * 64 * 1024)
@@ -100,9 +100,9 @@ def test_few_open_files(clinic: Any) -> None:
 # Disk ---------------------------------------------------------------------------------------------
 
 
-def test_too_little_disk_for_the_checkpoints(clinic: Any, small_disk: Any) -> None:
+def test_too_little_disk_for_the_checkpoints(clinic: Any, disk_of: Any) -> None:
     """The whole tiny model with its optimizer, nine times over, does not fit on 50 MB."""
-    disk = small_disk(50_000)
+    disk = disk_of(50_000)
     text = f"""
         output_dir: {disk}/run
         adapter: {{method: full}}
@@ -235,9 +235,9 @@ def test_an_engine_that_hangs_is_given_up(clinic: Any) -> None:
     assert "did not end within 5 seconds" in finding["seen"]
 
 
-def test_too_little_room_for_an_image(clinic: Any, engine: Any, small_disk: Any) -> None:
+def test_too_little_room_for_an_image(clinic: Any, engine: Any, disk_of: Any) -> None:
     assert clinic.look("docker-disk", env=engine["env"]).severity == "ok"
-    engine["info"]["DockerRootDir"] = str(small_disk(128))
+    engine["info"]["DockerRootDir"] = str(disk_of(128))
     finding = fault(clinic.look("docker-disk", env=engine["env"]), "warning")
     assert "the cpu image needs" in finding["seen"]
     assert finding["command"] == "docker system prune"
