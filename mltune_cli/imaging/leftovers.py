@@ -17,7 +17,8 @@ from mltune_cli.imaging.labels import OWNER, is_abandoned, owner
 
 # Measured: the engine writes the layer with torch for 30 s, and hears nothing meanwhile.
 _CANCELLED_SECONDS = 45.0
-_SETTLED_SECONDS = 1.0
+# An engine that hears of the cancellation late goes on with quick steps for so long.
+_SETTLED_SECONDS = 2.0
 _PAUSE_SECONDS = 0.1
 
 
@@ -134,8 +135,8 @@ def remove_dangling(
         client: of the engine.
         images: beginnings of their ids.
         earlier: the nameless images from before a build that was cancelled. The builder may have
-            made one more image than it told of, or be about to: it is known by the one below it,
-            the last of `images`, and goes as well. None to remove those images alone.
+            made more images than it was heard to tell of, or be about to: they are known by what
+            they stand on, the last of `images`, and go as well. None to remove those images alone.
 
     Returns:
         The ids of what was removed.
@@ -154,17 +155,15 @@ def remove_dangling(
         while (waiting or time.monotonic() < settled) and (
             time.monotonic() - began < _CANCELLED_SECONDS
         ):
-            dangling = {
-                _digits(image["Id"]): _digits(image.get("ParentId"))
-                for image in client.images(filters={"dangling": True})
-            }
-            if earlier is not None:
+            dangling = {_digits(image["Id"]) for image in client.images(filters={"dangling": True})}
+            if earlier is not None and images:
                 made = [
                     image
-                    for image, parent in dangling.items()
-                    if f"sha256:{image}" not in earlier and image not in used
-                    and images and parent.startswith(images[-1])
-                ]  # fmt: skip
+                    for image in dangling - used
+                    if f"sha256:{image}" not in earlier and _stands_on(client, image, images[-1])
+                ]
+                if made:  # where there was one more there may be yet another
+                    settled = time.monotonic() + _SETTLED_SECONDS
                 waiting = list(dict.fromkeys(made + waiting))
             held = []
             for image in waiting:
@@ -182,6 +181,17 @@ def remove_dangling(
     except (APIError, RequestException):
         pass  # the engine is gone, which may be why the build failed
     return removed
+
+
+def _stands_on(client: Any, image: str, foundation: str) -> bool:
+    """Whether an image was made from another, however many images lie between."""
+    from docker.errors import NotFound
+
+    with contextlib.suppress(NotFound):  # removed meanwhile
+        while image := _digits(client.inspect_image(image).get("Parent")):
+            if image.startswith(foundation):
+                return True
+    return False
 
 
 def _digits(image_id: object) -> str:

@@ -3,7 +3,9 @@
 On engines of their own: any mltune sweeps up what it finds, and the other tests are at work.
 """
 
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 
 from mltune_cli.errors import ExitCode
 from mltune_cli.imaging.labels import OWNER, is_abandoned, owner
+from mltune_cli.imaging.leftovers import nameless_images, remove_dangling
 
 New = Callable[[Any], Any]
 
@@ -180,3 +183,32 @@ def test_owners_are_judged() -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert is_abandoned(done.stdout.strip())
+
+
+@pytest.mark.parametrize("which", ["engine", "newer_engine"])
+@pytest.mark.parametrize("untold", [1, 2, 7])
+def test_images_that_a_cancelled_build_did_not_tell_of_go_as_well(
+    request: Any, which: str, case: New, import_base: Any, left_of_ours: Any, untold: int
+) -> None:
+    """The builder may be several quick steps ahead of what was heard of it."""
+    engine = request.getfixturevalue(which)
+    one = case(engine).write(import_base(engine, "busybox"))
+    text = (one.folder / "Dockerfile").read_bytes()
+    text += b"".join(b"ENV a%d=%s\n" % (n, one.name.encode()) for n in range(untold))
+    earlier = nameless_images(engine.client)
+    told = [
+        made[1]
+        for message in engine.client.build(fileobj=io.BytesIO(text), rm=True, decode=True)
+        if (made := re.fullmatch(r" ---> ([0-9a-f]+)\n", message.get("stream", "")))
+    ]
+    assert len(told) == 2 + untold
+    left = one.left(left_of_ours)
+    assert len(left) == 1
+    # A nameless image of somebody else, made meanwhile, is none of ours.
+    other = case(engine).write(import_base(engine, "busybox"))
+    list(engine.client.build(path=str(other.folder), rm=True, decode=True))
+    removed = remove_dangling(engine.client, told[:2], earlier)
+    assert left[0].removeprefix("image ") in removed
+    assert one.left(left_of_ours) == []
+    assert len(other.left(left_of_ours)) == 1
+    engine.client.remove_image(other.left(left_of_ours)[0].removeprefix("image "))
