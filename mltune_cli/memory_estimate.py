@@ -100,7 +100,7 @@ class _Case:
     def is_masked(self) -> bool:
         """Whether attention gets a mask: packed documents, or a row that is padded."""
         data, rows = self.recipe.data, self.recipe.train.micro_batch_size
-        return data.packing or rows > 1 or data.max_length % _PADDING_MULTIPLE > 0
+        return data.packing is True or rows > 1 or data.max_length % _PADDING_MULTIPLE > 0
 
 
 def estimate_memory(

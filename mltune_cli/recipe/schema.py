@@ -45,8 +45,13 @@ class ModelSection(_Section):
         "none",
         description="fsdp: each process holds a part of the model, whole layers meet as needed.",
     )
-    attention: Literal["sdpa", "eager"] = Field(
-        "sdpa", description="Attention kernel, named so that it cannot switch in silence."
+    attention: Literal["auto", "varlen", "sdpa", "eager"] = Field(
+        "auto",
+        description="Attention kernel; varlen: over documents in one row, without a mask. auto: "
+        "varlen on CUDA where the model can, else sdpa.",
+    )
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="Compile the layers; auto: on CUDA with varlen attention."
     )
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the model. Off unless you ask."
@@ -66,8 +71,10 @@ class DataSection(_Section):
     max_length: Annotated[int, Field(ge=2)] = Field(
         512, description="Tokens a row may have; longer rows are cut and counted."
     )
-    packing: bool = Field(
-        False, description="Several documents in one row of max_length tokens, without leakage."
+    packing: Literal["auto"] | bool = Field(
+        "auto",
+        description="Several documents in one row of max_length tokens, without leakage; auto: "
+        "with varlen attention on CUDA.",
     )
     loss_on: Literal["completion", "all"] = Field(
         "completion", description="completion: answers and assistant turns alone."
@@ -89,6 +96,11 @@ class AdapterSection(_Section):
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
     dropout: Probability = 0.0
+    compute_dtype: Literal["auto", "float32", "model"] = Field(
+        "auto",
+        description="Format that the adapter computes in; it is trained in float32 either way. "
+        "model: as the base; auto: model on CUDA, float32 on a CPU.",
+    )
     target_modules: Literal["all-linear"] | list[str] = Field(
         "all-linear", description="Names of the modules that get an adapter."
     )
@@ -113,6 +125,11 @@ class TrainSection(_Section):
     adam_beta1: Probability = 0.9
     adam_beta2: Probability = 0.999
     adam_epsilon: PositiveFloat = 1e-8
+    loss_kernel: Literal["auto", "chunked", "whole"] = Field(
+        "auto",
+        description="chunked: the scores of the whole vocabulary never exist for all tokens at "
+        "once; auto: chunked on CUDA where the model can, else whole.",
+    )
     activation_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: slower, far less memory."
     )

@@ -127,6 +127,8 @@ def put_back(
             parameter = state.parameters[key.removeprefix(_PARAMETER)]
             with torch.no_grad():
                 parameter.copy_(like(value, parameter))
+    if state.kernels.copies is not None:
+        state.kernels.copies.renew()
     state.step, state.last_loss = step, last_loss
 
 

@@ -9,8 +9,9 @@ import torch
 from mltune_cli.recipe.schema import EvaluateSection
 from mltune_cli.training.data.collating import Collator
 from mltune_cli.training.data.dataset import TokenisedDataset
+from mltune_cli.training.loss import summed_loss
 from mltune_cli.training.processes import Processes
-from mltune_cli.training.step import TrainingState, summed_loss
+from mltune_cli.training.step import TrainingState
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def evaluate(
         for turn in processes.turns(len(starts), in_step=state.in_step):
             first = starts[turn.index]
             batch = collator.collate([*range(first, min(first + micro_batch_size, len(dataset)))])
-            loss = summed_loss(state, batch.to(state.device)).float()
+            loss = summed_loss(state.model, state.kernels, batch, state.device).float()
             if turn.counts:
                 losses.append(loss)
     most = max(map(len, processes.shares(len(starts))))

@@ -1,11 +1,35 @@
 """A step's gradients: collected micro-batch by micro-batch, then the same sum on every process."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from mltune_cli.training.kernels.low_rank import ComputeCopies
 from mltune_cli.training.processes import Processes, Turn
 from mltune_cli.training.reduction import TreeSum, sum_over_processes
+
+
+@dataclass(frozen=True)
+class GradientFlow:
+    """Where gradients arrive, and where their sum goes.
+
+    Attributes:
+        computing: the tensors that the backward pass gives gradients to, in a fixed order.
+        trained: the parameters that get the sum, in the same order.
+    """
+
+    computing: list[torch.Tensor]
+    trained: list[torch.nn.Parameter]
+
+    @classmethod
+    def of(
+        cls, parameters: Mapping[str, torch.nn.Parameter], copies: ComputeCopies | None
+    ) -> "GradientFlow":
+        """Return the flow for trained parameters, or for the copies that compute for them."""
+        trained = list(parameters.values())
+        return cls(list(trained) if copies is None else [*copies.by_name.values()], trained)
 
 
 class StepGradients(Protocol):
@@ -19,33 +43,31 @@ class StepGradients(Protocol):
 
 
 def step_gradients(
-    parameters: dict[str, torch.nn.Parameter], processes: Processes, count: int, *, divided: bool
+    flow: GradientFlow, processes: Processes, count: int, *, divided: bool
 ) -> StepGradients:
     """Return the collector for a step of `count` micro-batches.
 
     Args:
-        parameters: the trained ones, in their fixed order.
+        flow: from where to where.
         processes: who computes the step.
         count: micro-batches of the step.
         divided: whether a process holds only a part of each trained parameter.
     """
     kind = _DividedGradients if divided else _WholeGradients
-    return kind(list(parameters.values()), processes, count)
+    return kind(flow, processes, count)
 
 
 class _Tree:
     """One tree over the micro-batches of a step, whichever process computes them.
 
     Args:
-        parameters: the trained ones.
+        flow: from where to where.
         processes: who computes the step.
         count: micro-batches of the step.
     """
 
-    def __init__(
-        self, parameters: list[torch.nn.Parameter], processes: Processes, count: int
-    ) -> None:
-        self._parameters = parameters
+    def __init__(self, flow: GradientFlow, processes: Processes, count: int) -> None:
+        self._flow = flow
         self._processes = processes
         self._count = count
         self._sums = TreeSum()
@@ -70,7 +92,7 @@ class _WholeGradients(_Tree):
         if turn.counts:
             self._put(turn, self._taken_vector(loss))
         else:
-            _drop_gradients(self._parameters)
+            _drop_gradients(self._flow.computing)
 
     def _taken_vector(self, loss: torch.Tensor) -> torch.Tensor:
         """Take the gradients off the parameters, as one vector with the loss at its end.
@@ -78,16 +100,18 @@ class _WholeGradients(_Tree):
         No gradient is a gradient of zero.
         """
         parts = [
-            torch.zeros_like(p).flatten() if p.grad is None else p.grad.float().flatten()
-            for p in self._parameters
+            torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+            for p in self._flow.computing
         ]
-        _drop_gradients(self._parameters)
+        _drop_gradients(self._flow.computing)
+        if any(part.dtype != torch.float32 for part in parts):
+            parts = [torch.cat(parts).float()]  # widened in one pass instead of hundreds
         return torch.cat([*parts, loss.detach().float().reshape(1)])
 
     def finish(self) -> torch.Tensor:
         total = self._total()
         first = 0
-        for parameter in self._parameters:
+        for parameter in self._flow.trained:
             end = first + parameter.numel()
             parameter.grad = total[first:end].view_as(parameter)
             first = end
@@ -100,11 +124,9 @@ class _DividedGradients(_Tree):
     Only the loss is left for the tree.
     """
 
-    def __init__(
-        self, parameters: list[torch.nn.Parameter], processes: Processes, count: int
-    ) -> None:
-        super().__init__(parameters, processes, count)
-        _drop_gradients(parameters)
+    def __init__(self, flow: GradientFlow, processes: Processes, count: int) -> None:
+        super().__init__(flow, processes, count)
+        _drop_gradients(flow.computing)
 
     def add(self, turn: Turn, loss: torch.Tensor) -> None:
         # Every process takes part in every sum; what does not count is a gradient of zero.
@@ -116,6 +138,6 @@ class _DividedGradients(_Tree):
         return self._total()[0]
 
 
-def _drop_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
+def _drop_gradients(tensors: list[torch.Tensor]) -> None:
+    for tensor in tensors:
+        tensor.grad = None

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from mltune_cli.training.run_log import RunFiles, RunLog, StepContext
 from mltune_cli.training.run_manifest import build_manifest
 from mltune_cli.training.setup import PreparedRun, prepare_run
 from mltune_cli.training.shared_witness import digest_of_all_parts
-from mltune_cli.training.step import StepPlan, train_step
+from mltune_cli.training.step import PendingStep, StepPlan, begin_step
 from mltune_cli.training.stopping import NoStop, StopSource
 from mltune_cli.training.tracing import traced
 from mltune_cli.training.trackers import Trackers, require_trackers
@@ -95,6 +96,9 @@ class _Course:
     Attributes:
         steps: of the recipe; early stopping may end it before.
         evaluations: so far, earlier starts of the run included.
+        trace: of one step; None for none.
+        unread: steps that were begun and not yet waited for, the oldest first.
+        stop_code: with which the processes agreed to stop, as far as was read; 0 for none.
     """
 
     start: Start
@@ -103,6 +107,17 @@ class _Course:
     steps: int
     evaluations: list[Evaluation]
     trace: TraceOrder | None = None
+    unread: deque["_UnreadStep"] = field(default_factory=deque)
+    stop_code: int = 0
+
+
+@dataclass(frozen=True)
+class _UnreadStep:
+    """A step that was begun, and what is logged of it besides its result."""
+
+    pending: PendingStep
+    context: StepContext
+    in_log: bool
 
 
 def _train_from(start: Start, job: TrainingJob, run: PreparedRun, around: Surroundings) -> None:
@@ -168,22 +183,10 @@ def _run_steps(course: _Course, around: Surroundings) -> None:
     with contextlib.closing(_own_micro_batches(course)) as batches:
         while state.step < course.steps and not _is_stopped_early(course):
             with traced(course.trace, state.step + 1, state.model.parameters()):
-                _take_step(course, batches)
-            _evaluate_when_due(course)
-            is_last = state.step == course.steps or _is_stopped_early(course)
-            if is_last:
-                course.log.last_step()
-            stop_code = run.processes.agree(around.stop.code or 0)
-            every = run.recipe.checkpoint.every_steps
-            if stop_code or (every and state.step % every == 0):
-                _write_checkpoint(course)
-            if stop_code and not is_last:
-                course.log.finish(RunResult(status="interrupted", steps=state.step))
-                # Whoever raises first ends the others: not before the checkpoint is whole.
-                run.processes.barrier()
-                raise StoppedBySignalError(
-                    ExitCode(stop_code), f"stopped after step {state.step}; go on with --resume"
-                )
+                _begin_step(course, batches, around.stop)
+            # A GPU computes one step while the next is prepared; its numbers are read meanwhile.
+            _read_steps(course, left=1 if run.processes.device.type == "cuda" else 0)
+            _finish_step(course)
     _save(course, _trained_name(run))
     _tell_of_missing_best(course, around.pipe)
     course.log.finish(
@@ -194,6 +197,43 @@ def _run_steps(course: _Course, around: Surroundings) -> None:
             trained_digest=digest_of_all_parts(dict(state.parameters), run.processes),
         )
     )
+
+
+def _finish_step(course: _Course) -> None:
+    """Do what is due after a step; all steps are read before.
+
+    Raises:
+        StoppedBySignalError: somebody asked to stop, and a checkpoint was written.
+    """
+    run, state = course.run, course.run.state
+    every = run.recipe.checkpoint.every_steps
+    is_last = state.step == course.steps
+    is_checkpoint = bool(every) and state.step % every == 0
+    if not (is_last or is_checkpoint or course.stop_code or _is_evaluation_due(course)):
+        return
+    _read_steps(course, left=0)
+    _evaluate_when_due(course)
+    is_last = is_last or _is_stopped_early(course)
+    if is_last:
+        course.log.last_step()
+    if course.stop_code or is_checkpoint:
+        _write_checkpoint(course)
+    if course.stop_code and not is_last:
+        course.log.finish(RunResult(status="interrupted", steps=state.step))
+        # Whoever raises first ends the others: not before the checkpoint is whole.
+        run.processes.barrier()
+        raise StoppedBySignalError(
+            ExitCode(course.stop_code), f"stopped after step {state.step}; go on with --resume"
+        )
+
+
+def _read_steps(course: _Course, left: int) -> None:
+    """Wait for steps that were begun, and log them, until so many are left unread."""
+    while len(course.unread) > left:
+        step = course.unread.popleft()
+        result = step.pending.result()
+        course.stop_code = max(course.stop_code, result.stop_code)
+        course.log.step(result, step.context, step.in_log)
 
 
 def _own_micro_batches(course: _Course) -> Generator[MicroBatch]:
@@ -209,7 +249,7 @@ def _own_micro_batches(course: _Course) -> Generator[MicroBatch]:
     )
 
 
-def _take_step(course: _Course, batches: Iterator[MicroBatch]) -> None:
+def _begin_step(course: _Course, batches: Iterator[MicroBatch], stop: StopSource) -> None:
     run, recipe = course.run, course.run.recipe
     step = run.state.step + 1
     count = recipe.train.micro_batches_per_step
@@ -223,22 +263,29 @@ def _take_step(course: _Course, batches: Iterator[MicroBatch]) -> None:
         learning_rate=learning_rate_at(step, course.steps, recipe.train),
         max_grad_norm=recipe.train.max_grad_norm,
         per_tensor=course.trace is not None and course.trace.step == step,
+        stop_code=lambda: stop.code or 0,
     )
     own = len(run.processes.turns(count, in_step=run.state.in_step))
-    result = train_step(run.state, run.processes, itertools.islice(batches, own), plan)
+    pending = begin_step(run.state, run.processes, itertools.islice(batches, own), plan)
     every = recipe.log.every_steps
     is_due = run.stream.ends_epoch(step) if every == "epoch" else every and step % every == 0
     in_log = step == course.steps or bool(is_due)
-    course.log.step(result, StepContext(plan.learning_rate, run.stream.epoch_of(step)), in_log)
+    context = StepContext(plan.learning_rate, run.stream.epoch_of(step))
+    course.unread.append(_UnreadStep(pending, context, in_log))
+
+
+def _is_evaluation_due(course: _Course) -> bool:
+    every, step = course.run.recipe.evaluate.every_steps, course.run.state.step
+    if course.run.validation_data is None or not every:
+        return False
+    return step % every == 0 or step == course.steps
 
 
 def _evaluate_when_due(course: _Course) -> None:
     """Measure the held-out loss, where the cadence says so."""
     run, step = course.run, course.run.state.step
-    section, data = run.recipe.evaluate, run.validation_data
-    if data is None or not section.every_steps:
-        return
-    if step % section.every_steps and step != course.steps:
+    data = run.validation_data
+    if data is None or not _is_evaluation_due(course):
         return
     size = run.recipe.train.micro_batch_size
     result = evaluate(run.state, run.processes, data, run.collator(data), size)
@@ -309,7 +356,9 @@ def _save(course: _Course, name: str) -> None:
 
 
 def _report_data(pipe: EventPipe, run: PreparedRun) -> None:
-    """Say what tokenising did to the rows, where it did something."""
+    """Say what was chosen for the user, and what tokenising did to the rows."""
+    for notice in run.notices:
+        pipe.send(Notice(notice))
     if template_asks_for_date(run.base.tokenizer):
         date = run.recipe.data.chat_template_date
         pipe.send(

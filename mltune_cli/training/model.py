@@ -1,7 +1,6 @@
 """The base model and its tokenizer: loaded, checked, identified by content."""
 
 import importlib.util
-import inspect
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,8 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 _KEY = "model.name_or_path"
+# Which kernel computes is chosen when the model is there; until then transformers chooses.
+_LOADED_ATTENTION = {"auto": None, "varlen": None}
 # What transformers raises for a model that is not one, from a missing file to a cut one.
 _LOADING_ERRORS = (
     OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError,
@@ -140,7 +141,7 @@ def load_base_model(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            attn_implementation=section.attention,
+            attn_implementation=_LOADED_ATTENTION.get(section.attention, section.attention),
             trust_remote_code=section.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
@@ -254,51 +255,6 @@ def require_room(model: Any, max_length: int) -> None:
         raise RecipeValueError(
             "data.max_length",
             f"{max_length} tokens are more than the model's {positions} positions",
-        )
-
-
-def require_separable_documents(base: BaseModel, model: Any, device: torch.device) -> None:
-    """Refuse packing on a model whose documents would see each other.
-
-    Asked of the model itself: another first document must not change what the second one gives.
-
-    Args:
-        base: the model as its authors made it.
-        model: the same on `device`, with a fresh adapter around it, which changes nothing yet.
-        device: where it is computed.
-
-    Raises:
-        RecipeValueError: the model takes no positions, or attends across documents.
-    """
-    config = base.model.config
-    kind = config.model_type
-    if "position_ids" not in inspect.signature(base.model.forward).parameters:
-        raise RecipeValueError(
-            "data.packing",
-            f"a {kind} model takes no positions, so packed documents cannot be told apart; "
-            "set it to false",
-        )
-    length = 8
-    positions = torch.arange(length, device=device).repeat(2)[None]
-    vocabulary = int(config.get_text_config().vocab_size)
-    first, other, second = (
-        torch.arange(length, device=device) * factor % vocabulary for factor in (3, 5, 7)
-    )
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        outputs = [
-            model(
-                input_ids=torch.cat([start, second])[None], position_ids=positions, use_cache=False
-            ).logits[0, length:]
-            for start in (first, other + 1)
-        ]
-    model.train(was_training)
-    leak = (outputs[0] - outputs[1]).abs().max()
-    if not float(leak) <= 1e-3 * float(outputs[0].abs().max()):
-        raise RecipeValueError(
-            "data.packing",
-            f"this {kind} model lets packed documents see each other; set it to false",
         )
 
 

@@ -7,22 +7,24 @@ from typing import Any
 import torch
 
 from mltune_cli.errors import RecipeValueError
-from mltune_cli.recipe.schema import DataSection, Recipe
+from mltune_cli.recipe.schema import DataSection, ModelSection, Recipe
 from mltune_cli.training.adapter import prepare_trainable, trained_parameters
 from mltune_cli.training.data.collating import Collator
 from mltune_cli.training.data.dataset import TokenisedDataset, prepare_dataset
 from mltune_cli.training.data.sources import FileSource, HubSource, find_source
 from mltune_cli.training.data.stream import BatchStream
+from mltune_cli.training.kernels.choice import choose_kernels
+from mltune_cli.training.kernels.installing import install_kernels
 from mltune_cli.training.model import (
     BaseModel,
     load_base_model,
     pad_token_id,
     require_room,
-    require_separable_documents,
     resolved_model_section,
 )
 from mltune_cli.training.optimization import build_optimizer
 from mltune_cli.training.processes import Processes, alone
+from mltune_cli.training.separation import require_separable_documents
 from mltune_cli.training.sharding import divide_model
 from mltune_cli.training.step import TrainingState
 from mltune_cli.witness.digest import tensors_digest
@@ -36,6 +38,7 @@ class PreparedRun:
     Attributes:
         recipe: resolved: no `auto`, no `epochs`, every value that decides bits.
         initial: the witness of step 0: the base model's weights and the initial adapter.
+        notices: what the user is to know before training begins.
     """
 
     recipe: Recipe
@@ -46,6 +49,7 @@ class PreparedRun:
     validation_data: TokenisedDataset | None
     stream: BatchStream
     initial: WitnessRecord
+    notices: tuple[str, ...] = ()
 
     def collator(self, dataset: TokenisedDataset) -> Collator:
         """Return what builds micro-batches from one of the data sets."""
@@ -76,6 +80,13 @@ def prepare_run(recipe: Recipe, meet: Callable[[str], Processes] | None = None) 
     )
     base = load_base_model(section, recipe.adapter.method == "full", processes.device)
     require_room(base.model, recipe.data.max_length)
+    choice = choose_kernels(
+        recipe.model_copy(update={"model": section}),
+        base.model,
+        processes.device,
+        divided=_is_divided(section, processes),
+    )
+    recipe = choice.recipe
     with processes.node_leader_first():
         train_data = prepare_dataset(
             train_source, recipe.data, base.tokenizer, base.tokenizer_digest
@@ -92,11 +103,12 @@ def prepare_run(recipe: Recipe, meet: Callable[[str], Processes] | None = None) 
         recipe.reproducibility.seed,
         train_data.summary.digest,
     )
-    recipe = _resolved(recipe, stream).model_copy(update={"model": section})
-    state, initial = _initial_state(base, recipe, processes)
+    recipe, state, initial = _initial_state(base, _resolved(recipe, stream), processes)
     if recipe.data.packing:
-        require_separable_documents(base, state.model, processes.device)
-    return PreparedRun(recipe, processes, base, state, train_data, validation_data, stream, initial)
+        require_separable_documents(base, state)
+    return PreparedRun(
+        recipe, processes, base, state, train_data, validation_data, stream, initial, choice.notices
+    )
 
 
 def alone_on(device_type: str) -> Processes:
@@ -114,9 +126,14 @@ def _require_enough_micro_batches(recipe: Recipe, processes: Processes) -> None:
         )
 
 
+def _is_divided(section: ModelSection, processes: Processes) -> bool:
+    # With one process there is nothing to divide.
+    return section.sharding == "fsdp" and processes.size > 1
+
+
 def _initial_state(
     base: BaseModel, recipe: Recipe, processes: Processes
-) -> tuple[TrainingState, WitnessRecord]:
+) -> tuple[Recipe, TrainingState, WitnessRecord]:
     """Put the adapter on, then the model where it is computed: whole, or divided.
 
     The adapter is drawn on the CPU whatever the device, so that how the model is placed later
@@ -124,8 +141,7 @@ def _initial_state(
     """
     model: Any = prepare_trainable(base, recipe)
     trained = trained_parameters(model)
-    # With one process there is nothing to divide.
-    in_step = recipe.model.sharding == "fsdp" and processes.size > 1
+    in_step = _is_divided(recipe.model, processes)
     if not in_step and recipe.model.base_precision != "nf4":
         model.to(processes.device)
     initial = WitnessRecord(
@@ -139,16 +155,16 @@ def _initial_state(
         is_full = recipe.adapter.method == "full"
         divide_model(model, [] if is_full else trained.values(), processes)
         trained = trained_parameters(model)
+    recipe, kernels = install_kernels(recipe, base.model, model, trained)
     state = TrainingState(
         model=model,
         parameters=trained,
         optimizer=build_optimizer(trained, recipe.train),
         device=processes.device,
-        autocast=recipe.adapter.method == "full" and recipe.model.dtype == "bfloat16",
-        packed=recipe.data.packing,
+        kernels=kernels,
         in_step=in_step,
     )
-    return state, initial
+    return recipe, state, initial
 
 
 def _source(key: str, name: str, section: DataSection) -> FileSource | HubSource:

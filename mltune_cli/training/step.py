@@ -1,28 +1,30 @@
 """The mathematics of one optimizer step."""
 
-import contextlib
 import math
-from collections.abc import Iterable, Mapping
+import struct
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from mltune_cli.errors import NoVerdictError
 from mltune_cli.randomness import derived_seed
-from mltune_cli.training.data.collating import IGNORED_LABEL, MicroBatch
+from mltune_cli.training.data.collating import MicroBatch
 from mltune_cli.training.determinism import random_state_bytes, seed_all
-from mltune_cli.training.gradients import step_gradients
+from mltune_cli.training.gradients import GradientFlow, step_gradients
+from mltune_cli.training.kernels.installing import ModelKernels
+from mltune_cli.training.loss import summed_loss
 from mltune_cli.training.optimization import hyperparameters, optimizer_tensors
 from mltune_cli.training.processes import Processes
 from mltune_cli.training.sharding import is_divided, whole
 from mltune_cli.training.shared_witness import (
     SeenMicroBatch,
-    digest_of_all_parts,
+    SharedStep,
+    StepDigests,
     digests_of_own_parts,
-    share_witness,
 )
 from mltune_cli.witness.record import WitnessRecord, bytes_digest, chained_digest
 
@@ -36,8 +38,7 @@ class TrainingState:
         parameters: trained parameters by name, in a fixed order.
         optimizer: over the same parameters.
         device: where the model is.
-        autocast: computes in bfloat16 from float32 weights, where the recipe says so.
-        packed: units are packs, kept apart by their positions instead of a padding mask.
+        kernels: how the model is computed.
         in_step: every forward pass is a meeting of all processes, since the model is divided.
         step: optimizer steps done.
         last_loss: of the last step; told to the user, and read by no computation.
@@ -47,8 +48,7 @@ class TrainingState:
     parameters: dict[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     device: torch.device
-    autocast: bool
-    packed: bool
+    kernels: ModelKernels
     in_step: bool = False
     step: int = 0
     last_loss: float | None = None
@@ -70,6 +70,8 @@ class StepPlan:
         learning_rate: of this step.
         max_grad_norm: 0 for no clipping.
         per_tensor: also witness every tensor by its name; where a difference is being looked for.
+        stop_code: asked at the end of the step: the exit code with which this process was asked
+            to stop; 0 for none.
     """
 
     micro_batches: int
@@ -78,6 +80,7 @@ class StepPlan:
     learning_rate: float
     max_grad_norm: float
     per_tensor: bool = False
+    stop_code: Callable[[], int] = lambda: 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class StepResult:
         target_tokens: tokens that counted.
         input_tokens: tokens that the model read, without padding.
         witness: the digests of all stages.
+        stop_code: the largest one that a process was asked to stop with; 0 for none.
     """
 
     loss: float
@@ -97,32 +101,65 @@ class StepResult:
     target_tokens: int
     input_tokens: int
     witness: WitnessRecord
+    stop_code: int = 0
 
 
-def summed_loss(state: TrainingState, batch: MicroBatch) -> torch.Tensor:
-    """Return the summed negative log-likelihood, in nats, of a micro-batch's target tokens."""
-    if state.packed:
-        # No mask: transformers derives one that separates documents from positions that restart.
-        inputs = {"position_ids": batch.position_ids}
-    else:
-        inputs = {"attention_mask": batch.attention_mask}
-    precision: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if state.autocast:
-        precision = torch.autocast(state.device.type, dtype=torch.bfloat16)
-    with precision:
-        logits = state.model(input_ids=batch.input_ids, use_cache=False, **inputs).logits
-    return F.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1),
-        batch.labels[:, 1:].flatten(),
-        ignore_index=IGNORED_LABEL,
-        reduction="sum",
-    )
+@dataclass(frozen=True)
+class PendingStep:
+    """A step that the device may still be computing; the next one can begin meanwhile.
+
+    Attributes:
+        state: that it changes.
+        step: its number.
+        target_tokens: tokens that count.
+        shared: loss, gradient norm and digests, on their way.
+        digests: what is known of the witness already.
+        tensors: digests of single tensors, by stage and name; None where nobody asked.
+    """
+
+    state: TrainingState
+    step: int
+    target_tokens: int
+    shared: SharedStep
+    digests: dict[str, str]
+    tensors: dict[str, dict[str, str]] | None
+
+    def result(self) -> StepResult:
+        """Wait for the step.
+
+        Raises:
+            NoVerdictError: loss or gradients are not finite, and the parameters are as before the
+                step; or another process came to other parameters.
+        """
+        read = self.shared.read(self.step)
+        loss, norm = (_float_of(bits) for bits in read.numbers)
+        for what, value in (("loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                self.state.step = self.step - 1
+                _require_finite(self.step, what, value)
+        self.state.last_loss = loss
+        digests = {
+            **self.digests,
+            **read.digests,
+            "loss": f"{read.numbers[0] & 0xFFFFFFFF:08x}",
+            "batch": chained_digest(one.batch for one in read.seen),
+            "rng": chained_digest(one.rng for one in read.seen),
+        }
+        facts = {} if self.tensors is None else {"tensors": self.tensors}
+        return StepResult(
+            loss,
+            norm,
+            self.target_tokens,
+            sum(one.input_tokens for one in read.seen),
+            WitnessRecord(self.step, digests, facts=facts),
+            read.stop,
+        )
 
 
-def train_step(
+def begin_step(
     state: TrainingState, processes: Processes, micro_batches: Iterable[MicroBatch], plan: StepPlan
-) -> StepResult:
-    """Take one step: state[t+1] = step(state[t], batch(t), rng(t)).
+) -> PendingStep:
+    """Begin a step: state[t+1] = step(state[t], batch(t), rng(t)). Nothing waits for the device.
 
     Args:
         state: changed in place.
@@ -131,41 +168,44 @@ def train_step(
         plan: the rest.
 
     Raises:
-        NoVerdictError: loss or gradients are not finite, and the parameters are as before the
-            step; or another process came to other parameters.
+        NoVerdictError: loss or gradients of a divided model are not finite.
         LostProcessError: another process is gone.
     """
     step = state.step + 1
     state.model.train()
     gradients = step_gradients(
-        state.parameters, processes, plan.micro_batches, divided=state.is_divided
+        GradientFlow.of(state.parameters, state.kernels.copies),
+        processes,
+        plan.micro_batches,
+        divided=state.is_divided,
     )
     seen = []
     turns = processes.turns(plan.micro_batches, in_step=state.in_step)
     for turn, batch in zip(turns, micro_batches, strict=True):
         digest = batch_digest(batch)
         seed_all(derived_seed(plan.seed, "micro-batch", step, turn.index))
-        loss = summed_loss(state, batch.to(state.device)) / plan.target_tokens
+        loss = summed_loss(state.model, state.kernels, batch, state.device) / plan.target_tokens
         gradients.add(turn, loss)
         if turn.counts:
             rng = bytes_digest(random_state_bytes(state.device))
             seen.append(SeenMicroBatch(digest, rng, batch.input_tokens))
     mean_loss = gradients.finish()
-    _require_finite(step, "loss", float(mean_loss))
-    digests = {"loss": float_bits(mean_loss)}
-    tensors: dict[str, dict[str, str]] = {}
-    norm = _update(state, step, plan, _Witness(processes, digests, tensors))
-    state.step, state.last_loss = step, float(mean_loss)
-    everybody = share_witness(processes, step, seen, digests, plan.micro_batches)
-    digests["batch"] = chained_digest(one.batch for one in everybody)
-    digests["rng"] = chained_digest(one.rng for one in everybody)
-    return StepResult(
-        float(mean_loss),
-        norm,
-        plan.target_tokens,
-        sum(one.input_tokens for one in everybody),
-        WitnessRecord(step, digests, facts={"tensors": tensors} if plan.per_tensor else {}),
+    taken = StepDigests(processes)
+    tensors: dict[str, dict[str, str]] | None = {} if plan.per_tensor else None
+    norm = _update(state, mean_loss, plan, _Witness(taken, tensors))
+    state.step = step
+    shared = taken.share(
+        [_bits(mean_loss), _bits(norm)], seen, plan.micro_batches, plan.stop_code()
     )
+    digests = {"hyperparameters": bytes_digest(hyperparameters(state.optimizer).encode())}
+    return PendingStep(state, step, plan.target_tokens, shared, digests, tensors)
+
+
+def train_step(
+    state: TrainingState, processes: Processes, micro_batches: Iterable[MicroBatch], plan: StepPlan
+) -> StepResult:
+    """Take one step and wait for it; as `begin_step`, then `PendingStep.result`."""
+    return begin_step(state, processes, micro_batches, plan).result()
 
 
 @dataclass(frozen=True)
@@ -173,37 +213,55 @@ class _Witness:
     """Takes digests of the state's tensors, stage by stage.
 
     Attributes:
-        digests: of whole stages.
-        tensors: of single tensors, by stage and name.
+        taken: of whole stages.
+        tensors: of single tensors, by stage and name; None where nobody asked.
     """
 
-    processes: Processes
-    digests: dict[str, str]
-    tensors: dict[str, dict[str, str]]
+    taken: StepDigests
+    tensors: dict[str, dict[str, str]] | None
 
-    def take(self, stage: str, held: Mapping[str, torch.Tensor], *, per_tensor: bool) -> None:
-        self.digests[stage] = digest_of_all_parts(held, self.processes)
-        if per_tensor:
+    def take(self, stage: str, held: Mapping[str, torch.Tensor]) -> None:
+        self.taken.take(stage, held)
+        if self.tensors is not None and stage != "clipped_gradients":
             self.tensors[stage] = digests_of_own_parts(held)
 
 
-def _update(state: TrainingState, step: int, plan: StepPlan, witness: _Witness) -> float:
+def _update(
+    state: TrainingState, mean_loss: torch.Tensor, plan: StepPlan, witness: _Witness
+) -> torch.Tensor:
     """Clip the gradients, let the optimizer step, and return their norm before clipping."""
-    witness.take("gradients", _gradients(state), per_tensor=plan.per_tensor)
+    witness.take("gradients", _gradients(state))
     norm = whole(torch.nn.utils.get_total_norm(list(_gradients(state).values())))
-    _require_finite(step, "gradient norm", float(norm))
+    _hold_back(state, mean_loss, norm)
     if plan.max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(state.parameters.values(), plan.max_grad_norm, norm)
-        witness.take("clipped_gradients", _gradients(state), per_tensor=False)
+        witness.take("clipped_gradients", _gradients(state))
     for group in state.optimizer.param_groups:
         group["lr"] = plan.learning_rate
-    witness.digests["hyperparameters"] = bytes_digest(hyperparameters(state.optimizer).encode())
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    moments = optimizer_tensors(state.optimizer, state.parameters)
-    witness.take("optimizer", moments, per_tensor=plan.per_tensor)
-    witness.take("parameters", dict(state.parameters), per_tensor=plan.per_tensor)
-    return float(norm)
+    if state.kernels.copies is not None:
+        state.kernels.copies.renew()
+    witness.take("optimizer", optimizer_tensors(state.optimizer, state.parameters))
+    witness.take("parameters", dict(state.parameters))
+    return norm
+
+
+def _hold_back(state: TrainingState, mean_loss: torch.Tensor, norm: torch.Tensor) -> None:
+    """Keep the optimizer from stepping where a number is not finite, now or in an earlier step.
+
+    It is told on the device, in the way of mixed-precision training, so that nobody waits; what
+    was wrong is said when the step is read, one step later, and until then nothing may change.
+    """
+    if state.is_divided:  # the fused optimizer takes no such word for divided parameters
+        for what, value in (("loss", mean_loss), ("gradient norm", norm)):
+            _require_finite(state.step + 1, what, float(value))
+        return
+    bad = torch.isfinite(mean_loss) & torch.isfinite(norm)
+    bad = (~bad).float()
+    optimizer: Any = state.optimizer
+    earlier = getattr(optimizer, "found_inf", None)
+    optimizer.found_inf = bad if earlier is None else torch.maximum(earlier, bad)
 
 
 def batch_digest(batch: MicroBatch) -> str:
@@ -214,9 +272,14 @@ def batch_digest(batch: MicroBatch) -> str:
     )
 
 
-def float_bits(value: torch.Tensor) -> str:
-    """Return the 8 hexadecimal digits of a float32 scalar's bits."""
-    return f"{int(value.float().cpu().view(torch.int32).item()) & 0xFFFFFFFF:08x}"
+def _bits(value: torch.Tensor) -> torch.Tensor:
+    """Return the bits of a float32 scalar as int64, on its device."""
+    return value.float().reshape(()).view(torch.int32).long()
+
+
+def _float_of(bits: int) -> float:
+    """Return the float32 whose bits are the lowest 32 of a word."""
+    return float(struct.unpack("<f", struct.pack("<I", bits & 0xFFFFFFFF))[0])
 
 
 def _gradients(state: TrainingState) -> dict[str, torch.Tensor]:

@@ -37,6 +37,10 @@ class PendingDigest:
     header: str
     sums: tuple[torch.Tensor, ...]
 
+    def finished(self, total: int) -> str:
+        """Return the digest of 16 hexadecimal digits, given what the sums add up to."""
+        return bytes_digest(f"{self.header}|{total % (1 << 64):016x}".encode())
+
 
 def pending_digest(
     tensors: Mapping[str, torch.Tensor], compute_on: torch.device | None = None
@@ -67,11 +71,7 @@ def resolved(pending: Sequence[PendingDigest]) -> list[str]:
         for value in one.sums:
             by_device.setdefault(value.device, []).append(value)
     values = {device: iter(torch.stack(sums).tolist()) for device, sums in by_device.items()}
-    digests = []
-    for one in pending:
-        total = sum(next(values[value.device]) for value in one.sums) % (1 << 64)
-        digests.append(bytes_digest(f"{one.header}|{total:016x}".encode()))
-    return digests
+    return [one.finished(sum(next(values[value.device]) for value in one.sums)) for one in pending]
 
 
 def tensors_digest(

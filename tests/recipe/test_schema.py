@@ -26,6 +26,8 @@ BIT_DECIDING: dict[str, Any] = {
     "adapter.alpha": 3,
     "adapter.dropout": 0.5,
     "adapter.target_modules": ["q_proj"],
+    "adapter.compute_dtype": "model",
+    "model.compile": True,
     "evaluate.early_stopping_patience": 3,
     "train.max_steps": 3,
     "train.epochs": 3.0,
@@ -40,6 +42,7 @@ BIT_DECIDING: dict[str, Any] = {
     "train.adam_beta2": 0.3,
     "train.adam_epsilon": 3e-3,
     "train.activation_checkpointing": True,
+    "train.loss_kernel": "chunked",
     "reproducibility.seed": 3,
     "reproducibility.threads": 3,
 }

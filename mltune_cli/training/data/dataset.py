@@ -246,7 +246,7 @@ def _write_entry(draft: Path, digest: str, section: DataSection, batches: Iterat
             f"{section.max_length}; raise it, or set data.loss_on=all"
         )
     length_array = np.array(lengths, dtype=np.int64)
-    if section.packing:
+    if section.packing is True:
         members, starts = pack_by_length(length_array, section.max_length)
     else:
         members, starts = np.arange(len(lengths)), np.arange(len(lengths) + 1)

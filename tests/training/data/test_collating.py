@@ -14,7 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from mltune_cli.bundled import TINY_MODEL, bundled_model
 from mltune_cli.training.data.collating import IGNORED_LABEL, Collator, MicroBatch
 from mltune_cli.training.data.dataset import TokenisedDataset
-from mltune_cli.training.step import TrainingState, batch_digest, summed_loss
+from mltune_cli.training.kernels import attention as kernel
+from mltune_cli.training.kernels.cross_entropy import OutputLayer
+from mltune_cli.training.kernels.installing import ChunkedOutput, FlatRows, ModelKernels
+from mltune_cli.training.loss import summed_loss
+from mltune_cli.training.step import batch_digest
 
 Prepared = Callable[..., TokenisedDataset]
 
@@ -124,15 +128,21 @@ def model() -> Any:
     ).eval()
 
 
-def state(model: Any, packed: bool) -> TrainingState:
-    parameters = dict(model.named_parameters())
-    optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
-    return TrainingState(model, parameters, optimizer, torch.device("cpu"), False, packed)
+def kernels(model: Any, packed: bool) -> ModelKernels:
+    """Return what computes a model, told by the attention that was put into it."""
+    if model.config._attn_implementation != kernel.NAME:
+        return ModelKernels(packed, autocast=False)
+    output = ChunkedOutput(model.get_decoder(), model.get_output_embeddings(), OutputLayer(None))
+    return ModelKernels(packed, False, FlatRows(128, None, is_compiled=False), output)
+
+
+def loss_tensor(model: Any, batch: MicroBatch, packed: bool) -> torch.Tensor:
+    return summed_loss(model, kernels(model, packed), batch, torch.device("cpu"))
 
 
 def loss_of(model: Any, batch: MicroBatch, packed: bool) -> float:
     with torch.no_grad():
-        return float(summed_loss(state(model, packed), batch))
+        return float(loss_tensor(model, batch, packed))
 
 
 def document_losses(model: Any, dataset: TokenisedDataset, unit: int, batch: MicroBatch) -> Any:
@@ -148,12 +158,13 @@ def document_losses(model: Any, dataset: TokenisedDataset, unit: int, batch: Mic
 
 
 @pytest.mark.usefixtures("single_thread")
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", kernel.NAME])
 def test_packed_documents_lose_what_they_lose_alone(
     model: Any, pair: tuple[TokenisedDataset, TokenisedDataset], attention: str
 ) -> None:
     alone, packed = pair
     model = copy.deepcopy(model)
+    kernel.register()
     model.set_attn_implementation(attention)
     shared = 0
     for unit in range(len(packed)):
@@ -228,7 +239,7 @@ def test_gradients_of_packs_are_those_of_their_documents(
     for dataset, packed in zip(pair, (False, True), strict=True):
         own = copy.deepcopy(model)
         batch = Collator(dataset, PAD).collate(list(range(len(dataset))))
-        torch.autograd.backward(summed_loss(state(own, packed), batch))
+        torch.autograd.backward(loss_tensor(own, batch, packed))
         gradients.append({name: p.grad for name, p in own.named_parameters()})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():

@@ -1,0 +1,161 @@
+"""Which kernels a recipe, a model and a device come to."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from mltune_cli.errors import RecipeValueError
+from mltune_cli.recipe.schema import Recipe
+from mltune_cli.training.kernels import choice
+from mltune_cli.training.kernels.choice import FAMILIES, Choice, choose_kernels
+
+SmokeRecipe = Callable[..., Recipe]
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+}  # fmt: skip
+GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
+
+
+def network(kind: str, **values: Any) -> Any:
+    config = CONFIG_MAPPING[kind](**(SMALL | values))
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.fixture
+def choose(smoke_recipe: SmokeRecipe, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Choice]:
+    """As on a machine with a GPU, where triton and a compiler are installed."""
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(choice.shutil, "which", lambda name: name)
+
+    def call(
+        model: Any, device: torch.device = GPU, *, divided: bool = False, **values: Any
+    ) -> Choice:
+        values = {
+            "model__dtype": "bfloat16" if device == GPU else "float32",
+            "data__packing": "auto",
+        } | values
+        return choose_kernels(smoke_recipe(**values), model, device, divided=divided)
+
+    return call
+
+
+def chosen(result: Choice) -> tuple[object, ...]:
+    recipe = result.recipe
+    return (
+        recipe.model.attention,
+        recipe.model.compile,
+        recipe.data.packing,
+        recipe.train.loss_kernel,
+    )
+
+
+FAST = ("varlen", True, True, "chunked")
+PLAIN = ("sdpa", False, False, "whole")
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_families_are_fast_on_a_gpu_and_plain_on_a_cpu(
+    choose: Callable[..., Choice], kind: str
+) -> None:
+    values = {"attn_logit_softcapping": None} if kind == "gemma2" else {}
+    model = network(kind, **values)
+    assert chosen(choose(model)) == FAST
+    assert choose(model).notices == ()
+    assert chosen(choose(model, CPU)) == (model.config._attn_implementation, *PLAIN[1:])
+    assert choose(model, CPU).notices == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "reason"),
+    [
+        ("phi3", {"pad_token_id": 0}, "they know gemma"),
+        ("llama", {"attention_dropout": 0.1}, "at random"),
+        ("gemma2", {}, "caps attention scores"),
+        ("llama", {"head_dim": 20}, "heads of 20"),
+    ],
+)
+def test_other_models_fall_back_and_one_line_says_why(
+    choose: Callable[..., Choice], kind: str, values: dict[str, Any], reason: str
+) -> None:
+    model = network(kind, **values)
+    result = choose(model)
+    (notice,) = result.notices
+    assert reason in notice
+    assert kind in notice
+    assert chosen(result)[1:] == PLAIN[1:]
+    assert chosen(result)[0] == model.config._attn_implementation
+    with pytest.raises(RecipeValueError, match=rf"model.attention.*{reason}"):
+        choose(model, model__attention="varlen")
+
+
+def test_float32_is_not_computed_by_the_fast_kernels(choose: Callable[..., Choice]) -> None:
+    result = choose(network("llama"), model__dtype="float32")
+    assert chosen(result) == PLAIN
+    assert "float32" in result.notices[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "divided", "reason"),
+    [
+        ({"adapter__method": "dora"}, False, "DoRA"),
+        ({"model__base_precision": "nf4"}, False, "4 bits"),
+        ({}, True, "divided over processes"),
+    ],
+)
+def test_what_cannot_be_compiled_is_said(
+    choose: Callable[..., Choice], values: dict[str, Any], divided: bool, reason: str
+) -> None:
+    result = choose(network("llama"), divided=divided, **values)
+    assert result.recipe.model.attention == "varlen"
+    assert result.recipe.model.compile is False
+    assert reason in result.notices[0]
+    assert result.recipe.train.loss_kernel == ("whole" if divided else "chunked")
+
+
+@pytest.mark.parametrize(("missing", "reason"), [("triton", "triton"), ("gcc", "C compiler")])
+def test_a_machine_that_cannot_compile_says_what_is_missing(
+    choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch, missing: str, reason: str
+) -> None:
+    if missing == "triton":
+        monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
+    else:
+        monkeypatch.setattr(choice.shutil, "which", lambda name: None)
+    result = choose(network("llama"))
+    assert chosen(result) == ("varlen", False, True, "chunked")
+    assert reason in result.notices[0]
+
+
+def test_what_is_asked_for_is_what_is_done(choose: Callable[..., Choice]) -> None:
+    asked = {
+        "model__attention": "eager", "model__compile": False, "data__packing": False,
+        "train__loss_kernel": "whole",
+    }  # fmt: skip
+    result = choose(network("llama"), **asked)
+    assert chosen(result) == ("eager", False, False, "whole")
+    assert result.notices == ()
+    result = choose(network("llama"), CPU, model__attention="varlen", train__loss_kernel="chunked")
+    assert chosen(result) == ("varlen", False, False, "chunked")
+
+
+@pytest.mark.parametrize(
+    ("values", "divided", "reason"),
+    [
+        ({"model__attention": "sdpa"}, False, "varlen attention"),
+        ({}, True, "divided model"),
+    ],
+)
+def test_pieces_that_cannot_be_had_are_refused(
+    choose: Callable[..., Choice], values: dict[str, Any], divided: bool, reason: str
+) -> None:
+    with pytest.raises(RecipeValueError, match=rf"train.loss_kernel.*{reason}"):
+        choose(network("llama"), divided=divided, train__loss_kernel="chunked", **values)
+
+
+def test_an_output_layer_with_an_adapter_is_computed_whole(choose: Callable[..., Choice]) -> None:
+    model = network("llama")
+    model.lm_head = torch.nn.Linear(32, 64, bias=True)
+    assert choose(model).recipe.train.loss_kernel == "whole"
