@@ -19,6 +19,8 @@ _CPU_PROCESS_BYTES = 600 * 2**20
 # four for 64 * 256. Source: T. Dettmers et al., "QLoRA", 2023.
 _NF4_BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
 _MEBIBYTE = 2**20
+# Tokens whose scores are there at once in `mltune_cli.training.kernels.cross_entropy`.
+_LOSS_CHUNK = 2048
 # Rows are padded to the longest of their micro-batch, and that to a multiple of this.
 _PADDING_MULTIPLE = 8
 
@@ -29,7 +31,7 @@ class MemoryEstimate:
 
     Attributes:
         weights: of the base, as they are held.
-        adapter: trained parameters beside the base, float32.
+        adapter: trained parameters beside the base, float32, and copies that compute for them.
         gradients: of the micro-batch and the partial sums of the step's tree.
         optimizer: both moments of AdamW, float32.
         activations: what the layers keep for the backward pass.
@@ -97,6 +99,21 @@ class _Case:
         return self.recipe.adapter.method == "full"
 
     @property
+    def is_fast(self) -> bool:
+        """Whether the fast kernels compute it, as far as the recipe tells."""
+        model, adapter = self.recipe.model, self.recipe.adapter
+        return (
+            self.is_cuda
+            and self.width < _FLOAT
+            and model.attention in ("auto", "varlen")
+            and model.compile is not False
+            and model.base_precision == "dtype"
+            and model.sharding == "none"
+            and adapter.method in ("lora", "rslora")
+            and adapter.compute_dtype != "float32"
+        )
+
+    @property
     def is_masked(self) -> bool:
         """Whether attention gets a mask: packed documents, or a row that is padded."""
         data, rows = self.recipe.data, self.recipe.train.micro_batch_size
@@ -140,7 +157,7 @@ def estimate_memory(
         kept = shape.layers * case.tokens * shape.hidden * stream
         transient += layer
     # The largest part of the output layer is over before the layers compute backwards.
-    logits = 12 * case.tokens * shape.vocabulary
+    logits = _fast_loss_bytes(case) if case.is_fast else 12 * case.tokens * shape.vocabulary
     # At the end of a backward pass activations are gone and gradients are there, twice: on the
     # parameters, and as the vector that goes into the tree.
     forward = kept + max(logits, transient)
@@ -152,7 +169,8 @@ def estimate_memory(
     )
     return MemoryEstimate(
         weights=_part(case, _weight_bytes(case, count), shards),
-        adapter=adapter,
+        # With the copies that compute in place of what is trained.
+        adapter=adapter + (case.width * (adapter // _FLOAT) if case.is_fast else 0),
         gradients=gradients,
         optimizer=2 * trained,
         activations=activations,
@@ -236,6 +254,8 @@ def _weight_bytes(case: _Case, parameters: int) -> int:
 
 def _layer_bytes_per_token(case: _Case) -> int:
     """Return what a layer keeps of one token for the backward pass."""
+    if case.is_fast:
+        return _fast_layer_bytes_per_token(case)
     return (
         _norm_bytes(case)
         + _attention_bytes(case)
@@ -243,6 +263,29 @@ def _layer_bytes_per_token(case: _Case) -> int:
         + _trained_input_bytes(case)
         + sum(_adapter_bytes(case, target) for target in case.targets)
     )
+
+
+def _fast_layer_bytes_per_token(case: _Case) -> int:
+    """Return the same of a compiled layer, which computes anew what is cheap to compute."""
+    shape, adapter = case.shape, case.recipe.adapter
+    reads_hidden = any(target.inputs == shape.hidden for target in case.targets)
+    # The inputs of both norms, and what they make of them, which the adapters' gradients need.
+    kept = 2 * shape.hidden * (2 if reads_hidden else 1)
+    # Queries, keys and values, repeated for every head where torch has no kernel for shared ones,
+    # and the result.
+    kept += 4 * shape.attention_width
+    kept += (3 if shape.is_gated else 1) * shape.intermediate
+    kept += adapter.rank * len(case.targets)
+    if adapter.dropout > 0:
+        kept += sum(target.inputs for target in case.targets)
+    # The attention keeps the logarithm of each softmax's sum.
+    return case.width * kept + _FLOAT * shape.heads
+
+
+def _fast_loss_bytes(case: _Case) -> int:
+    """Return the scores of some tokens and their gradient, and the layer's input, three times."""
+    scores = 2 * case.width * min(case.tokens, _LOSS_CHUNK) * case.shape.vocabulary
+    return scores + 3 * case.width * case.tokens * case.shape.hidden
 
 
 def _norm_bytes(case: _Case) -> int:

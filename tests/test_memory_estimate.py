@@ -66,14 +66,53 @@ MEASURED: list[tuple[dict[str, Any], int, int]] = [
 def recipe(**values: Any) -> Recipe:
     base = {
         "model.name_or_path": "a", "data.train": "b", "model.dtype": "bfloat16",
-        "data.max_length": 2048, "data.packing": True, "adapter.dropout": 0.1,
-        "train.micro_batch_size": 1, "train.micro_batches_per_step": 2,
+        "model.attention": "sdpa", "data.max_length": 2048, "data.packing": True,
+        "adapter.dropout": 0.1, "train.micro_batch_size": 1,
+        "train.micro_batches_per_step": 2,
     }  # fmt: skip
     return Recipe().with_values(base | values)
 
 
 def on_gpu(shape: ModelShape, values: dict[str, Any], **more: Any) -> MemoryEstimate:
     return estimate_memory(shape, recipe(**values), is_cuda=True, **more)
+
+
+SHAPE_8B = SHAPE_1B | {
+    "hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336, "head_dim": 128,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+# One NVIDIA H200 with the fast kernels, torch 2.11, transformers 5.17: packed rows of 2048 tokens,
+# no dropout, one micro-batch a step but where one row is all of it, which has eight. GiB.
+FAST: list[tuple[dict[str, Any], dict[str, Any], float]] = [
+    (SHAPE_1B, {"train.micro_batch_size": 8}, 24.27),
+    (SHAPE_1B, {"train.micro_batch_size": 8, "adapter.dropout": 0.1}, 33.18),
+    (SHAPE_1B, {"train.micro_batch_size": 1, "train.micro_batches_per_step": 8}, 6.17),
+    (SHAPE_8B, {"train.micro_batch_size": 8}, 91.61),
+]
+
+
+@pytest.mark.parametrize(("shape", "values", "peak"), FAST)
+def test_the_estimate_of_the_fast_kernels_is_close_too(
+    shape: dict[str, Any], values: dict[str, Any], peak: float
+) -> None:
+    fast = {
+        "model.attention": "auto", "adapter.dropout": 0.0, "train.micro_batches_per_step": 1,
+    }  # fmt: skip
+    estimate = on_gpu(model_shape(shape), fast | values)
+    assert abs(estimate.total / 2**30 / peak - 1) < 0.03
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [
+        {"model.attention": "sdpa"}, {"model.attention": "eager"}, {"model.compile": False},
+        {"adapter.method": "dora"}, {"adapter.compute_dtype": "float32"},
+    ],
+)  # fmt: skip
+def test_the_other_kernels_need_more(slow: dict[str, Any]) -> None:
+    shape = model_shape(SHAPE_1B)
+    fast = on_gpu(shape, {"model.attention": "auto"})
+    assert on_gpu(shape, {"model.attention": "auto"} | slow).total > 1.2 * fast.total
 
 
 @pytest.mark.parametrize(("values", "peak_bytes", "trained"), MEASURED)
