@@ -19,6 +19,8 @@ _CPU_PROCESS_BYTES = 600 * 2**20
 # four for 64 * 256. Source: T. Dettmers et al., "QLoRA", 2023.
 _NF4_BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
 _MEBIBYTE = 2**20
+# The estimate may be off by so much, and the allocator loses some to fragments.
+MARGIN = 0.10
 # Tokens whose scores are there at once in `mltune_cli.training.kernels.cross_entropy`.
 _LOSS_CHUNK = 2048
 # Rows are padded to the longest of their micro-batch, and that to a multiple of this.
@@ -136,12 +138,12 @@ def estimate_memory(
         recipe: checked; `auto` is resolved by `is_cuda`.
         is_cuda: whether it is computed on a GPU.
         parameters: of the whole model, where its files tell exactly.
-        activation_checkpointing: instead of what the recipe says.
+        activation_checkpointing: instead of what the recipe says; its `auto` is no.
         shards: into how many parts the base is divided, one for each process.
     """
     case = _case(shape, recipe, is_cuda)
     if activation_checkpointing is None:
-        activation_checkpointing = recipe.train.activation_checkpointing
+        activation_checkpointing = recipe.train.activation_checkpointing is True
     count = parameters or shape.parameters
     adapter = 0 if case.is_full else _FLOAT * adapter_parameters(shape, recipe)
     trained = _FLOAT * count if case.is_full else adapter
@@ -177,6 +179,36 @@ def estimate_memory(
         logits=logits,
         workspace=_CUDA_WORKSPACE_BYTES if is_cuda else _CPU_PROCESS_BYTES,
     )
+
+
+def recomputes_activations(
+    shape: ModelShape,
+    recipe: Recipe,
+    device_bytes: int | None,
+    *,
+    parameters: int | None = None,
+    shards: int = 1,
+) -> bool:
+    """Tell whether a training recomputes activations: as the recipe says, or by the estimate.
+
+    Args:
+        shape: of the model.
+        recipe: checked.
+        device_bytes: all that the GPU has, whether free or not, so that who else uses it decides
+            no bit; None on a CPU.
+        parameters: as of `estimate_memory`.
+        shards: as of `estimate_memory`.
+    """
+    asked = recipe.train.activation_checkpointing
+    if asked != "auto":
+        return asked
+    if device_bytes is None:
+        return False
+    plain = estimate_memory(
+        shape, recipe, is_cuda=True, parameters=parameters, activation_checkpointing=False,
+        shards=shards,
+    )  # fmt: skip
+    return plain.total > device_bytes * (1 - MARGIN)
 
 
 def kept_activations(shape: ModelShape, recipe: Recipe, *, is_cuda: bool) -> int:

@@ -130,8 +130,10 @@ class TrainSection(_Section):
         description="chunked: the scores of the whole vocabulary never exist for all tokens at "
         "once; auto: chunked on CUDA where the model can, else whole.",
     )
-    activation_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: slower, far less memory."
+    activation_checkpointing: Literal["auto"] | bool = Field(
+        "auto",
+        description="Recompute activations in the backward pass: slower, far less memory; auto: "
+        "where the estimated peak is more than the GPU has.",
     )
 
 

@@ -36,7 +36,7 @@ def prepare_trainable(base: BaseModel, recipe: Recipe) -> PreTrainedModel | Peft
     # peft and transformers write this name into the files: an id, never a path of this machine.
     base.model.name_or_path = base.name
     base.model.config._name_or_path = base.name
-    if recipe.train.activation_checkpointing:
+    if recipe.train.activation_checkpointing is True:
         model: Any = base.model
         try:
             model.gradient_checkpointing_enable(

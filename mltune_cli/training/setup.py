@@ -84,7 +84,7 @@ def prepare_run(recipe: Recipe, meet: Callable[[str], Processes] | None = None) 
         recipe.model_copy(update={"model": section}),
         base.model,
         processes.device,
-        divided=_is_divided(section, processes),
+        processes.size if _is_divided(section, processes) else 1,
     )
     recipe = choice.recipe
     with processes.node_leader_first():

@@ -314,6 +314,21 @@ def test_the_estimate_against_free_memory(
         assert mended.severity == "ok"
 
 
+def test_what_training_will_recompute_by_itself_is_counted_so(
+    clinic: Any, torch_package: Any
+) -> None:
+    """What a GPU has decides, not what is free: the recipe must come to the same every time."""
+    more = "train: {micro_batch_size: 1, micro_batches_per_step: 2}"
+    recipe = memory_recipe(clinic, more)
+    small = json.dumps({"gpus": [H100 | {"total": 8 << 30, "free": 8 << 30}]})
+    told = clinic.look("memory", "--config", recipe, env=torch_package() | {"FALSE_TORCH": small})
+    assert told.severity == "ok"
+    assert "about 5.7 GiB at its peak" in told.finding["seen"]
+    setting = ("--set", "train.activation_checkpointing=false")
+    env = torch_package() | {"FALSE_TORCH": small}
+    assert clinic.look("memory", "--config", recipe, *setting, env=env).severity == "error"
+
+
 def test_the_remedies_that_are_left(clinic: Any, torch_package: Any) -> None:
     """Where activations are recomputed already: fewer rows at a time, then shorter ones."""
     env = torch_package() | {"FALSE_TORCH": gpu_with(7)}

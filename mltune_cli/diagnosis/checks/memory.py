@@ -7,14 +7,13 @@ from mltune_cli.diagnosis.machine import available_memory_bytes
 from mltune_cli.diagnosis.model_files import model_folder, parameter_count, read_config
 from mltune_cli.diagnosis.subject import Subject
 from mltune_cli.memory_estimate import (
+    MARGIN,
     MemoryEstimate,
     estimate_memory,
     gibibytes,
+    recomputes_activations,
 )
 from mltune_cli.model_shape import UnknownShapeError, model_shape
-
-# The estimate may be off by so much, and the allocator loses some to fragments.
-_MARGIN = 0.10
 
 
 def look(subject: Subject) -> Sequence[Finding]:
@@ -30,6 +29,10 @@ def look(subject: Subject) -> Sequence[Finding]:
     except (OSError, ValueError, UnknownShapeError) as error:
         return [known(f"not estimated: {error}")]
     count, shards = parameter_count(folder), _shards(subject)
+    whole = subject.torch.gpus[0].total_bytes if on_gpu and subject.torch is not None else None
+    recomputes = recomputes_activations(
+        shape, subject.recipe, whole, parameters=count, shards=shards
+    )
     estimate, relieved = (
         estimate_memory(
             shape,
@@ -39,14 +42,14 @@ def look(subject: Subject) -> Sequence[Finding]:
             activation_checkpointing=checkpointing,
             shards=shards,
         )
-        for checkpointing in (None, True)
+        for checkpointing in (recomputes, True)
     )
     needs = f"one process{f' of {shards}' if shards > 1 else ''} {_needs(estimate)}"
     free = _free(subject, on_gpu)
     if free is None:
         return [known(f"{needs}; how much is free is not known here")]
     seen = f"{needs}, and {'the GPU' if on_gpu else 'this machine'} has {gibibytes(free)} free"
-    return [_judged(subject, estimate, relieved, free, seen)]
+    return [_judged(subject, estimate, None if recomputes else relieved, free, seen)]
 
 
 def _shards(subject: Subject) -> int:
@@ -63,14 +66,26 @@ def _free(subject: Subject, on_gpu: bool) -> int | None:
 
 
 def _judged(
-    subject: Subject, estimate: MemoryEstimate, relieved: MemoryEstimate, free: int, seen: str
+    subject: Subject,
+    estimate: MemoryEstimate,
+    relieved: MemoryEstimate | None,
+    free: int,
+    seen: str,
 ) -> Finding:
-    if estimate.total <= free * (1 - _MARGIN):
+    """Compare what is needed with what is free.
+
+    Args:
+        subject: of the diagnosis.
+        estimate: of the recipe.
+        relieved: with activations recomputed; None where they are already.
+        free: bytes.
+        seen: both, in words.
+    """
+    if estimate.total <= free * (1 - MARGIN):
         return in_order(seen)
     train = subject.recipe.train
-    fits_relieved = relieved.total <= free * (1 - _MARGIN)
     setting = "train.activation_checkpointing=true"
-    if not train.activation_checkpointing and fits_relieved:
+    if relieved is not None and relieved.total <= free * (1 - MARGIN):
         remedy = (
             f"recompute activations: with {setting} it is {gibibytes(relieved.total)}; that is "
             "slower, and changes no bit of other recipes"

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 
 from mltune_cli.errors import RecipeValueError
+from mltune_cli.memory_estimate import recomputes_activations
+from mltune_cli.model_shape import UnknownShapeError, model_shape
 from mltune_cli.recipe.schema import Recipe
 from mltune_cli.training.kernels import attention
 
@@ -29,19 +31,19 @@ class Choice:
     notices: tuple[str, ...] = ()
 
 
-def choose_kernels(recipe: Recipe, model: Any, device: torch.device, *, divided: bool) -> Choice:
+def choose_kernels(recipe: Recipe, model: Any, device: torch.device, shards: int) -> Choice:
     """Name the kernels that a recipe leaves open.
 
     Args:
         recipe: with device and dtype resolved.
         model: the base model, as transformers loaded it.
         device: where it will be computed.
-        divided: whether its weights will be divided over processes.
+        shards: into how many parts its weights will be divided, one for each process.
 
     Raises:
         RecipeValueError: a kernel is asked for that cannot compute this model.
     """
-    on_gpu = device.type == "cuda"
+    on_gpu, divided = device.type == "cuda", shards > 1
     kind = model.config.model_type
     section, train = recipe.model, recipe.train
     unfit = _unfit_for_varlen(recipe, model, device)
@@ -67,12 +69,38 @@ def choose_kernels(recipe: Recipe, model: Any, device: torch.device, *, divided:
         else "whole",
         "model.compile": _decided(section.compile, otherwise=on_gpu and not uncompiled),
     }
+    recipe = recipe.with_values(values)
     notices = []
     if on_gpu and section.attention == "auto" and unfit:
         notices.append(f"this {kind} model is trained without the fast kernels: {unfit}")
     elif on_gpu and section.compile == "auto" and uncompiled:
         notices.append(f"the model's layers are not compiled: {uncompiled}")
-    return Choice(recipe.with_values(values), tuple(notices))
+    recomputes = _recomputes_activations(recipe, model, device, shards)
+    if recomputes and train.activation_checkpointing == "auto":
+        notices.append(
+            "activations are recomputed in the backward pass, since a step with them is estimated "
+            "to need more than the GPU has (train.activation_checkpointing)"
+        )
+    return Choice(
+        recipe.with_values({"train.activation_checkpointing": recomputes}), tuple(notices)
+    )
+
+
+def _recomputes_activations(recipe: Recipe, model: Any, device: torch.device, shards: int) -> bool:
+    asked = recipe.train.activation_checkpointing
+    if asked != "auto":
+        return asked
+    if device.type != "cuda" or not getattr(model, "supports_gradient_checkpointing", False):
+        return False
+    try:
+        shape = model_shape(model.config.to_dict())
+    except UnknownShapeError:
+        return False
+    total = torch.cuda.get_device_properties(device).total_memory
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if recipe.model.base_precision == "nf4":  # whose parameters are packed
+        count = shape.parameters
+    return recomputes_activations(shape, recipe, total, parameters=count, shards=shards)
 
 
 def _decided(asked: Literal["auto"] | bool, *, otherwise: bool) -> bool:

@@ -1,6 +1,7 @@
 """Which kernels a recipe, a model and a device come to."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,15 +31,15 @@ def choose(smoke_recipe: SmokeRecipe, monkeypatch: pytest.MonkeyPatch) -> Callab
     """As on a machine with a GPU, where triton and a compiler are installed."""
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(choice.shutil, "which", lambda name: name)
+    gpu = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
 
-    def call(
-        model: Any, device: torch.device = GPU, *, divided: bool = False, **values: Any
-    ) -> Choice:
+    def call(model: Any, device: torch.device = GPU, *, shards: int = 1, **values: Any) -> Choice:
         values = {
             "model__dtype": "bfloat16" if device == GPU else "float32",
             "data__packing": "auto",
         } | values
-        return choose_kernels(smoke_recipe(**values), model, device, divided=divided)
+        return choose_kernels(smoke_recipe(**values), model, device, shards)
 
     return call
 
@@ -109,7 +110,7 @@ def test_float32_is_not_computed_by_the_fast_kernels(choose: Callable[..., Choic
 def test_what_cannot_be_compiled_is_said(
     choose: Callable[..., Choice], values: dict[str, Any], divided: bool, reason: str
 ) -> None:
-    result = choose(network("llama"), divided=divided, **values)
+    result = choose(network("llama"), shards=2 if divided else 1, **values)
     assert result.recipe.model.attention == "varlen"
     assert result.recipe.model.compile is False
     assert reason in result.notices[0]
@@ -152,10 +153,32 @@ def test_pieces_that_cannot_be_had_are_refused(
     choose: Callable[..., Choice], values: dict[str, Any], divided: bool, reason: str
 ) -> None:
     with pytest.raises(RecipeValueError, match=rf"train.loss_kernel.*{reason}"):
-        choose(network("llama"), divided=divided, train__loss_kernel="chunked", **values)
+        choose(network("llama"), shards=2 if divided else 1, train__loss_kernel="chunked", **values)
 
 
 def test_an_output_layer_with_an_adapter_is_computed_whole(choose: Callable[..., Choice]) -> None:
     model = network("llama")
     model.lm_head = torch.nn.Linear(32, 64, bias=True)
     assert choose(model).recipe.train.loss_kernel == "whole"
+
+
+@pytest.mark.parametrize(("gib", "recomputes"), [(100, False), (3, True)])
+def test_activations_are_recomputed_where_the_gpu_is_too_small(
+    choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch, gib: int, recomputes: bool
+) -> None:
+    """By what the GPU has, not by what is free: that would be another number every time."""
+    gpu = SimpleNamespace(total_memory=gib * 2**30)
+    model = network("llama", hidden_size=512, intermediate_size=2048, vocab_size=32000)
+    values = {"data__max_length": 2048, "train__micro_batch_size": 64}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+        result = choose(model, **values)
+        assert result.recipe.train.activation_checkpointing is recomputes
+        assert bool(result.notices) is recomputes
+        if recomputes:
+            assert "train.activation_checkpointing" in result.notices[0]
+        for asked in (True, False):
+            fixed = choose(model, **values, train__activation_checkpointing=asked)
+            assert fixed.recipe.train.activation_checkpointing is asked
+            assert fixed.notices == ()
+    assert choose(model, CPU, **values).recipe.train.activation_checkpointing is False
