@@ -321,11 +321,11 @@ def test_what_training_will_recompute_by_itself_is_counted_so(
     more = "train: {micro_batch_size: 1, micro_batches_per_step: 2}"
     recipe = memory_recipe(clinic, more)
     small = json.dumps({"gpus": [H100 | {"total": 8 << 30, "free": 8 << 30}]})
-    told = clinic.look("memory", "--config", recipe, env=torch_package() | {"FALSE_TORCH": small})
+    env = torch_package() | {"FALSE_TORCH": small}
+    told = clinic.look("memory", "--config", recipe, env=env)
     assert told.severity == "ok"
     assert "about 5.7 GiB at its peak" in told.finding["seen"]
     setting = ("--set", "train.activation_checkpointing=false")
-    env = torch_package() | {"FALSE_TORCH": small}
     assert clinic.look("memory", "--config", recipe, *setting, env=env).severity == "error"
 
 
