@@ -187,9 +187,10 @@ def recomputes_activations(
     device_bytes: int | None,
     *,
     parameters: int | None = None,
-    shards: int = 1,
 ) -> bool:
     """Tell whether a training recomputes activations: as the recipe says, or by the estimate.
+
+    A base that is divided counts as a whole one: the number of processes must decide no bit.
 
     Args:
         shape: of the model.
@@ -197,7 +198,6 @@ def recomputes_activations(
         device_bytes: all that the GPU has, whether free or not, so that who else uses it decides
             no bit; None on a CPU.
         parameters: as of `estimate_memory`.
-        shards: as of `estimate_memory`.
     """
     asked = recipe.train.activation_checkpointing
     if asked != "auto":
@@ -205,9 +205,8 @@ def recomputes_activations(
     if device_bytes is None:
         return False
     plain = estimate_memory(
-        shape, recipe, is_cuda=True, parameters=parameters, activation_checkpointing=False,
-        shards=shards,
-    )  # fmt: skip
+        shape, recipe, is_cuda=True, parameters=parameters, activation_checkpointing=False
+    )
     return plain.total > device_bytes * (1 - MARGIN)
 
 

@@ -81,10 +81,7 @@ def prepare_run(recipe: Recipe, meet: Callable[[str], Processes] | None = None) 
     base = load_base_model(section, recipe.adapter.method == "full", processes.device)
     require_room(base.model, recipe.data.max_length)
     choice = choose_kernels(
-        recipe.model_copy(update={"model": section}),
-        base.model,
-        processes.device,
-        processes.size if _is_divided(section, processes) else 1,
+        recipe.model_copy(update={"model": section}), base.model, processes.device
     )
     recipe = choice.recipe
     with processes.node_leader_first():

@@ -31,6 +31,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "activation checkpointing": {"train__activation_checkpointing": True, "adapter__dropout": 0.2},
     "eager attention": {"model__attention": "eager"},
     "named modules": {"adapter__target_modules": ["q_proj", "v_proj"]},
+    "fast kernels": {
+        "model__attention": "varlen", "train__loss_kernel": "chunked", "model__dtype": "bfloat16",
+        "adapter__compute_dtype": "model", "adapter__dropout": 0.1,
+    },
+    "fast kernels, all parameters": {
+        "model__attention": "varlen", "train__loss_kernel": "chunked", "model__dtype": "bfloat16",
+        "adapter__method": "full", "data__packing": True, "train__learning_rate": 1e-4,
+    },
     "no clipping": {"train__max_grad_norm": 0.0},
     "odd micro-batches": {"train__micro_batches_per_step": 5, "train__micro_batch_size": 1},
 }  # fmt: skip

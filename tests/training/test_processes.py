@@ -290,11 +290,19 @@ LORA: dict[str, Any] = {}
 DORA = {"adapter__method": "dora", "train__activation_checkpointing": True}
 FULL = {"adapter__method": "full", "train__learning_rate": 1e-4}
 ODD = {"train__micro_batches_per_step": 5, "data__packing": True}
+# The kernels of a GPU, in pieces and whole: a divided model's output layer is never alone.
+FAST = {
+    "model__attention": "varlen", "adapter__compute_dtype": "model", "model__dtype": "bfloat16",
+    "data__packing": True,
+}  # fmt: skip
+PIECES = FAST | {"train__loss_kernel": "chunked"}
 
 
 @pytest.mark.parametrize(
     ("recipe", "name", "size", "sharding"),
     [
+        pytest.param(PIECES, "pieces", 2, "none", id="fast kernels, on 2"),
+        pytest.param(FAST, "fast", 2, "fsdp", id="fast kernels, sharded over 2"),
         pytest.param(LORA, "lora", 2, "fsdp", id="LoRA, sharded over 2"),
         pytest.param(LORA, "lora", 4, "fsdp", id="LoRA, sharded over 4", marks=pytest.mark.long),
         pytest.param(DORA, "dora", 3, "fsdp", id="DoRA, recomputed activations, over 3"),

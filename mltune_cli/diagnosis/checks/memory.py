@@ -30,9 +30,7 @@ def look(subject: Subject) -> Sequence[Finding]:
         return [known(f"not estimated: {error}")]
     count, shards = parameter_count(folder), _shards(subject)
     whole = subject.torch.gpus[0].total_bytes if on_gpu and subject.torch is not None else None
-    recomputes = recomputes_activations(
-        shape, subject.recipe, whole, parameters=count, shards=shards
-    )
+    recomputes = recomputes_activations(shape, subject.recipe, whole, parameters=count)
     estimate, relieved = (
         estimate_memory(
             shape,

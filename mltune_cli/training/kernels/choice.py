@@ -31,19 +31,21 @@ class Choice:
     notices: tuple[str, ...] = ()
 
 
-def choose_kernels(recipe: Recipe, model: Any, device: torch.device, shards: int) -> Choice:
+def choose_kernels(recipe: Recipe, model: Any, device: torch.device) -> Choice:
     """Name the kernels that a recipe leaves open.
+
+    A recipe that divides the model gets the kernels that can compute a divided one, even where one
+    process computes it: the number of processes must decide no bit.
 
     Args:
         recipe: with device and dtype resolved.
         model: the base model, as transformers loaded it.
         device: where it will be computed.
-        shards: into how many parts its weights will be divided, one for each process.
 
     Raises:
         RecipeValueError: a kernel is asked for that cannot compute this model.
     """
-    on_gpu, divided = device.type == "cuda", shards > 1
+    on_gpu, divided = device.type == "cuda", recipe.model.sharding == "fsdp"
     kind = model.config.model_type
     section, train = recipe.model, recipe.train
     unfit = _unfit_for_varlen(recipe, model, device)
@@ -75,7 +77,7 @@ def choose_kernels(recipe: Recipe, model: Any, device: torch.device, shards: int
         notices.append(f"this {kind} model is trained without the fast kernels: {unfit}")
     elif on_gpu and section.compile == "auto" and uncompiled:
         notices.append(f"the model's layers are not compiled: {uncompiled}")
-    recomputes = _recomputes_activations(recipe, model, device, shards)
+    recomputes = _recomputes_activations(recipe, model, device)
     if recomputes and train.activation_checkpointing == "auto":
         notices.append(
             "activations are recomputed in the backward pass, since a step with them is estimated "
@@ -86,7 +88,7 @@ def choose_kernels(recipe: Recipe, model: Any, device: torch.device, shards: int
     )
 
 
-def _recomputes_activations(recipe: Recipe, model: Any, device: torch.device, shards: int) -> bool:
+def _recomputes_activations(recipe: Recipe, model: Any, device: torch.device) -> bool:
     asked = recipe.train.activation_checkpointing
     if asked != "auto":
         return asked
@@ -100,7 +102,7 @@ def _recomputes_activations(recipe: Recipe, model: Any, device: torch.device, sh
     count = sum(parameter.numel() for parameter in model.parameters())
     if recipe.model.base_precision == "nf4":  # whose parameters are packed
         count = shape.parameters
-    return recomputes_activations(shape, recipe, total, parameters=count, shards=shards)
+    return recomputes_activations(shape, recipe, total, parameters=count)
 
 
 def _decided(asked: Literal["auto"] | bool, *, otherwise: bool) -> bool:
@@ -128,7 +130,7 @@ def _unfit_for_compiler(recipe: Recipe, *, is_varlen: bool, divided: bool) -> st
     if not is_varlen:
         return "they go with varlen attention alone"
     if divided:
-        return "the model is divided over processes"
+        return "the recipe divides the model over processes (model.sharding)"
     if recipe.model.base_precision == "nf4":
         return "their weights are in 4 bits"
     if recipe.adapter.method == "dora":

@@ -39,7 +39,7 @@ def choose(smoke_recipe: SmokeRecipe, monkeypatch: pytest.MonkeyPatch) -> Callab
             "model__dtype": "bfloat16" if device == GPU else "float32",
             "data__packing": "auto",
         } | values
-        return choose_kernels(smoke_recipe(**values), model, device, shards)
+        return choose_kernels(smoke_recipe(**values), model, device)
 
     return call
 
@@ -100,21 +100,22 @@ def test_float32_is_not_computed_by_the_fast_kernels(choose: Callable[..., Choic
 
 
 @pytest.mark.parametrize(
-    ("values", "divided", "reason"),
+    ("values", "reason"),
     [
-        ({"adapter__method": "dora"}, False, "DoRA"),
-        ({"model__base_precision": "nf4"}, False, "4 bits"),
-        ({}, True, "divided over processes"),
+        ({"adapter__method": "dora"}, "DoRA"),
+        ({"model__base_precision": "nf4"}, "4 bits"),
+        ({"model__sharding": "fsdp"}, "over processes"),
     ],
 )
 def test_what_cannot_be_compiled_is_said(
-    choose: Callable[..., Choice], values: dict[str, Any], divided: bool, reason: str
+    choose: Callable[..., Choice], values: dict[str, Any], reason: str
 ) -> None:
-    result = choose(network("llama"), shards=2 if divided else 1, **values)
+    result = choose(network("llama"), **values)
     assert result.recipe.model.attention == "varlen"
     assert result.recipe.model.compile is False
     assert reason in result.notices[0]
-    assert result.recipe.train.loss_kernel == ("whole" if divided else "chunked")
+    is_divided = "model__sharding" in values
+    assert result.recipe.train.loss_kernel == ("whole" if is_divided else "chunked")
 
 
 @pytest.mark.parametrize(("missing", "reason"), [("triton", "triton"), ("gcc", "C compiler")])
@@ -143,17 +144,17 @@ def test_what_is_asked_for_is_what_is_done(choose: Callable[..., Choice]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("values", "divided", "reason"),
+    ("values", "reason"),
     [
-        ({"model__attention": "sdpa"}, False, "varlen attention"),
-        ({}, True, "divided model"),
+        ({"model__attention": "sdpa"}, "varlen attention"),
+        ({"model__sharding": "fsdp"}, "divided model"),
     ],
 )
 def test_pieces_that_cannot_be_had_are_refused(
-    choose: Callable[..., Choice], values: dict[str, Any], divided: bool, reason: str
+    choose: Callable[..., Choice], values: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(RecipeValueError, match=rf"train.loss_kernel.*{reason}"):
-        choose(network("llama"), shards=2 if divided else 1, train__loss_kernel="chunked", **values)
+        choose(network("llama"), train__loss_kernel="chunked", **values)
 
 
 def test_an_output_layer_with_an_adapter_is_computed_whole(choose: Callable[..., Choice]) -> None:
