@@ -98,7 +98,7 @@ def compare_reductions(pairs: dict[str, str], steps: int) -> None:
     from mltune_cli.training.determinism import settle
     from mltune_cli.training.processes import join_processes
     from mltune_cli.training.setup import prepare_run
-    from mltune_cli.training.step import StepPlan, train_step
+    from mltune_cli.training.step import StepPlan, begin_step
 
     settle(1)
     assignments = [f"{key}={value}" for key, value in pairs.items()]
@@ -116,7 +116,7 @@ def compare_reductions(pairs: dict[str, str], steps: int) -> None:
         plan = StepPlan(8, 8 * recipe.data.max_length, 0, 1e-5, 1.0)
         run.processes.barrier()
         start = time.perf_counter()
-        train_step(run.state, run.processes, batches, plan)
+        begin_step(run.state, run.processes, batches, plan).result()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         if step > 2 * _WARM_UP:

@@ -1,7 +1,7 @@
 """How much memory a training needs, from the model's configuration and the recipe. No torch.
 
 What is counted is what autograd keeps for the backward pass of transformers' decoder layers, of
-peft's adapters and of `mltune_cli.training.step`; `docs/doctor.md` says how it was checked.
+peft's adapters and of `mltune_cli.training.loss`; `docs/doctor.md` says how it was checked.
 """
 
 from dataclasses import dataclass

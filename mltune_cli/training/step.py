@@ -201,13 +201,6 @@ def begin_step(
     return PendingStep(state, step, plan.target_tokens, shared, digests, tensors)
 
 
-def train_step(
-    state: TrainingState, processes: Processes, micro_batches: Iterable[MicroBatch], plan: StepPlan
-) -> StepResult:
-    """Take one step and wait for it; as `begin_step`, then `PendingStep.result`."""
-    return begin_step(state, processes, micro_batches, plan).result()
-
-
 @dataclass(frozen=True)
 class _Witness:
     """Takes digests of the state's tensors, stage by stage.

@@ -182,13 +182,13 @@ def test_a_signal_while_it_loads_ends_it_before_there_is_a_folder(
 # Every process ends itself by SIGKILL at this step, whoever takes its place.
 DEADLY_STEP = """
 from mltune_cli.training import loop
-take = loop.train_step
+take = loop.begin_step
 def deadly(state, *args, **kwargs):
     if state.step + 1 == {step}:
         import os
         os.kill(os.getpid(), 9)
     return take(state, *args, **kwargs)
-loop.train_step = deadly
+loop.begin_step = deadly
 """
 
 

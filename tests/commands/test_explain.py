@@ -16,12 +16,12 @@ MODULE = "layers.1.mlp.down_proj"
 # Code that runs before a step of the second run; see conftest.
 BEFORE_STEP = """
 from mltune_cli.training import loop
-take = loop.train_step
+take = loop.begin_step
 def faulty(state, *args, **kwargs):
     if state.step + 1 == {step}:
         {fault}
     return take(state, *args, **kwargs)
-loop.train_step = faulty
+loop.begin_step = faulty
 """
 # One ulp, written past torch.
 WRITE = f"""

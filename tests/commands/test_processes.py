@@ -34,13 +34,13 @@ IN_ONE = """
 import os
 if os.environ["RANK"] == "{rank}":
     from mltune_cli.training import loop
-    take = loop.train_step
+    take = loop.begin_step
     def faulty(state, *args, **kwargs):
         if state.step == 1:
             import torch
             {fault}
         return take(state, *args, **kwargs)
-    loop.train_step = faulty
+    loop.begin_step = faulty
 """
 ULP = (
     "w = state.parameters[sorted(state.parameters)[0]].data.view(-1); "

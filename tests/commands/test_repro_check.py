@@ -17,13 +17,13 @@ Planted = Callable[..., dict[str, str]]
 # Code that runs `{fault}` on the state just before step `{step}` of the second run.
 BEFORE_STEP = """
 from mltune_cli.training import loop
-take = loop.train_step
+take = loop.begin_step
 def faulty(state, *args, **kwargs):
     if state.step + 1 == {step}:
         import torch
         {fault}
     return take(state, *args, **kwargs)
-loop.train_step = faulty
+loop.begin_step = faulty
 """
 
 SEED = """

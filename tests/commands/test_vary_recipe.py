@@ -53,11 +53,11 @@ def test_the_bundled_recipe_under_one_condition(
             """
             if job.resume:
                 from mltune_cli.training import loop
-                take = loop.train_step
+                take = loop.begin_step
                 def faulty(state, *args, **kwargs):
                     next(iter(state.parameters.values())).data.view(-1)[0] += 1
                     return take(state, *args, **kwargs)
-                loop.train_step = faulty
+                loop.begin_step = faulty
             """,
             "loss", id="resume",
         ),

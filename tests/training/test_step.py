@@ -15,7 +15,7 @@ from mltune_cli.errors import NoVerdictError
 from mltune_cli.recipe.schema import Recipe
 from mltune_cli.training.adapter import Trained, save_trained, trained_tensors
 from mltune_cli.training.setup import PreparedRun, prepare_run
-from mltune_cli.training.step import StepPlan, StepResult, train_step
+from mltune_cli.training.step import StepPlan, StepResult, begin_step
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -38,7 +38,7 @@ def take_step(run: PreparedRun, learning_rate: float = 1e-3) -> StepResult:
         learning_rate=learning_rate,
         max_grad_norm=1.0,
     )
-    return train_step(run.state, run.processes, map(collator.collate, units), plan)
+    return begin_step(run.state, run.processes, map(collator.collate, units), plan).result()
 
 
 def test_accumulation_does_not_change_the_normalisation(smoke_recipe: SmokeRecipe) -> None:
