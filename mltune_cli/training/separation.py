@@ -38,7 +38,8 @@ def require_separable_documents(base: BaseModel, state: TrainingState) -> None:
     first, other, second = (torch.arange(_LENGTH) * factor % vocabulary for factor in (3, 5, 7))
     was_training = state.model.training
     state.model.eval()
-    with torch.no_grad():
+    # The layers are compiled for the training's rows; two short ones are not worth it.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         costs = [
             float(summed_loss(state.model, state.kernels, _pair(start, second), state.device))
             for start in (first, (other + 1) % vocabulary)
