@@ -150,21 +150,11 @@ def remove_dangling(
     living = [page for page in _pages() if page.owner != me and not is_abandoned(page.owner)]
     used = {image for page in living for image in page.images}
     waiting = [image for image in dict.fromkeys(reversed(images)) if image not in used]
-    settled = began if earlier is None else began + _SETTLED_SECONDS
     try:
-        while (waiting or time.monotonic() < settled) and (
-            time.monotonic() - began < _CANCELLED_SECONDS
-        ):
+        if earlier is not None and images:
+            waiting = [*_made_meanwhile(client, images[-1], earlier, used), *waiting]
+        while waiting and time.monotonic() - began < _CANCELLED_SECONDS:
             dangling = {_digits(image["Id"]) for image in client.images(filters={"dangling": True})}
-            if earlier is not None and images:
-                made = [
-                    image
-                    for image in dangling - used
-                    if f"sha256:{image}" not in earlier and _stands_on(client, image, images[-1])
-                ]
-                if made:  # where there was one more there may be yet another
-                    settled = time.monotonic() + _SETTLED_SECONDS
-                waiting = list(dict.fromkeys(made + waiting))
             held = []
             for image in waiting:
                 full = next((i for i in dangling if i.startswith(image)), None)
@@ -177,10 +167,28 @@ def remove_dangling(
                     if error.status_code == 409:
                         held.append(image)
             waiting = held
-            time.sleep(_PAUSE_SECONDS if waiting or time.monotonic() < settled else 0)
+            time.sleep(_PAUSE_SECONDS if waiting else 0)
     except (APIError, RequestException):
         pass  # the engine is gone, which may be why the build failed
     return removed
+
+
+def _made_meanwhile(
+    client: Any, foundation: str, earlier: frozenset[str], used: set[str]
+) -> list[str]:
+    """Wait until a cancelled builder makes no more images; return those that stand on one.
+
+    Nothing may be removed before: an image whose foundation is gone tells nobody what it is of.
+    """
+    began = changed = time.monotonic()
+    made: list[str] = []
+    while time.monotonic() < min(changed + _SETTLED_SECONDS, began + _CANCELLED_SECONDS):
+        new = sorted(set(map(_digits, nameless_images(client) - earlier)) - used)
+        now = [image for image in new if _stands_on(client, image, foundation)]
+        if now != made:
+            made, changed = now, time.monotonic()
+        time.sleep(_PAUSE_SECONDS)
+    return made
 
 
 def _stands_on(client: Any, image: str, foundation: str) -> bool:
