@@ -8,7 +8,8 @@ runs in a process of its own, one after another, `--rounds` times:
 - `trl-padded`: TRL's defaults, rows padded to the longest of their micro-batch;
 - `trl-stock`: the same, packed, on the attention of a plain install (sdpa);
 - `trl-stock-liger`: the same with Liger's kernels;
-- `trl-best`: packed, with FlashAttention's kernels, and Liger's where they are installed.
+- `trl-best`: packed, with FlashAttention's kernels, and Liger's where they are installed; where the
+  package flash-attn is not, with torch's own copies of FlashAttention-2's kernels.
 
 One default of TRL's is not taken, since it would slow it down: activation checkpointing is off for
 all, or on for all with `--activation-checkpointing`. What cannot run is reported as not available,
@@ -27,7 +28,8 @@ from cases import Case, add_case_options, case_of
 from fresh_process import FailedMeasurementError, measured_apart
 from reporting import keep, mebibytes, per_second, surroundings, table
 from throughput import FLOP_PER_PARAMETER, measured_variants, parameters
-from trl_configuration import FLASH, Configuration, candidates, why_unavailable
+from torch_flash import offer
+from trl_configuration import BORROWED, FLASH, Configuration, candidates, why_unavailable
 
 OURS = "ours"
 NAMES = (OURS, "trl-padded", "trl-stock", "trl-stock-liger", "trl-best")
@@ -161,6 +163,8 @@ def main() -> int:
     options = command_line()
     case = case_of(options)
     if options.measure is not None:
+        if options.attention == BORROWED:
+            offer(case.cache / BORROWED)
         from trl_training import measure_trl
 
         configuration = Configuration(options.packing, options.attention, options.liger)

@@ -1,9 +1,10 @@
 """Equal bits on any number of processes, and what they cost.
 
 `python benchmarks/processes.py MODEL_DIR --processes 1 2 4` trains the same recipe with each number
-of processes, and with the base sharded over the last one, compares every byte that repeats, and
-reports the median time of a step. Then it takes the steps of one run with the fixed tree and with a
-plain all-reduce in turn, and reports the ratio of their medians. `--json FILE` keeps the figures.
+of processes, and a recipe with a sharded base on one process and on the most (`--no-sharded` leaves
+that out), compares every byte that repeats, and reports the median time of a step. Then it takes
+the steps of one run with the fixed tree and with a plain all-reduce in turn, and reports the ratio
+of their medians. `--json FILE` keeps the figures.
 """
 
 import argparse
@@ -21,7 +22,7 @@ REPEATED = ("witness.jsonl", "training_log.jsonl", "adapter/adapter_model.safete
 _WARM_UP = 3
 
 
-def settings(folder: Path, steps: int, tokens: int) -> dict[str, str]:
+def settings(folder: Path, steps: int, tokens: int, packs: int = 1) -> dict[str, str]:
     """Return the recipe as `--set` pairs: LoRA on all linear layers, bf16, packs of `tokens`."""
     return {
         "model.name_or_path": str(folder / "model"),
@@ -37,7 +38,7 @@ def settings(folder: Path, steps: int, tokens: int) -> dict[str, str]:
         "adapter.dropout": "0.1",
         "train.max_steps": str(steps),
         "train.warmup_steps": "2",
-        "train.micro_batch_size": "1",
+        "train.micro_batch_size": str(packs),
         "train.micro_batches_per_step": "8",
         "train.learning_rate": "1e-4",
         "evaluate.every_steps": "0",
@@ -113,7 +114,8 @@ def compare_reductions(pairs: dict[str, str], steps: int) -> None:
         kind = ("tree", "all_reduce")[step % 2]
         gradients.sum_over_processes = kinds[kind]
         batches = [collator.collate(run.stream.micro_batch(step, index)) for index in indices]
-        plan = StepPlan(8, 8 * recipe.data.max_length, 0, 1e-5, 1.0)
+        tokens = 8 * recipe.train.micro_batch_size * recipe.data.max_length
+        plan = StepPlan(8, tokens, 0, 1e-5, 1.0)
         run.processes.barrier()
         start = time.perf_counter()
         begin_step(run.state, run.processes, batches, plan).result()
@@ -131,12 +133,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="as benchmarks/shapes.py wrote it")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--tokens", type=int, default=2048, help="tokens of a micro-batch")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens of a pack")
+    parser.add_argument("--packs", type=int, default=1, help="of a micro-batch; a step has eight")
+    parser.add_argument("--no-sharded", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--compare-reductions", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
-    pairs = settings(folder, arguments.steps, arguments.tokens)
+    pairs = settings(folder, arguments.steps, arguments.tokens, arguments.packs)
     if arguments.compare_reductions:
         compare_reductions(pairs, arguments.steps)
         return
@@ -145,13 +149,16 @@ def main() -> None:
         report["device"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     most = max(arguments.processes)
     runs = {str(count): train(folder, f"on-{count}", pairs, count) for count in arguments.processes}
-    runs[f"{most}, base sharded"] = train(
-        folder, "sharded", pairs | {"model.sharding": "fsdp"}, most
-    )
-    reference = next(iter(runs.values()))
+    # Another recipe, with kernels that can compute a divided model: compared among themselves.
+    sharded = pairs | {"model.sharding": "fsdp"}
+    for count in () if arguments.no_sharded else (1, most):
+        runs[f"{count}, recipe with a sharded base"] = train(
+            folder, f"sharded-on-{count}", sharded, count
+        )
+    references = [next(iter(runs)), "1, recipe with a sharded base"]
     figures = {
         name: {
-            "different": different_files(reference, run),
+            "different": different_files(runs[references["sharded" in name]], run),
             "step_seconds": step_seconds(run),
             "peak_memory_bytes": peak_bytes(run),
         }
@@ -161,6 +168,7 @@ def main() -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(most), __file__, str(folder), "--compare-reductions"]
     command += ["--steps", "40", "--tokens", str(arguments.tokens)]
+    command += ["--packs", str(arguments.packs)]
     output = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONHASHSEED": "0"},

@@ -19,6 +19,7 @@ from device import Turn, forget_peak, peak_bytes, wait_for_device
 
 from mltune_cli.training import shared_witness
 from mltune_cli.training import step as step_module
+from mltune_cli.training.compiling import compile_ahead
 from mltune_cli.training.data.loading import micro_batches
 from mltune_cli.training.determinism import settle
 from mltune_cli.training.optimization import learning_rate_at
@@ -41,6 +42,7 @@ class Stepper:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         gc.freeze()  # as the worker does
         self.run = prepare_run(recipe)
+        compile_ahead(self.run.state, self.run.recipe)
         train = self.run.recipe.train
         self._count = train.micro_batches_per_step
         turns = self.run.processes.turns(self._count, in_step=self.run.state.in_step)
@@ -53,6 +55,8 @@ class Stepper:
             self.run.recipe.data.loader_workers,
         )
         self._unread: deque[PendingStep] = deque()
+        # Of all steps that were read so far, in nats.
+        self.losses: list[float] = []
 
     def take(self, steps: int) -> Turn:
         """Take steps: on a GPU each is read while the next one is computed, as the loop does."""
@@ -74,6 +78,7 @@ class Stepper:
         while len(self._unread) > left:
             result: StepResult = self._unread.popleft().result()
             tokens += result.input_tokens
+            self.losses.append(result.loss)
         return tokens
 
     def _begin(self) -> PendingStep:

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
+# FlashAttention-2 as `torch_flash` offers it.
+BORROWED = "torch_flash_attention_2"
 # In the order in which they are tried, and what brings them besides the package `kernels`, which
 # transformers falls back to; the first that runs is taken.
-FLASH = {"flash_attention_3": "flash_attn_interface", "flash_attention_2": "flash_attn"}
+FLASH = {
+    "flash_attention_3": "flash_attn_interface",
+    "flash_attention_2": "flash_attn",
+    BORROWED: "torch",
+}
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,7 @@ class Configuration:
 
     Attributes:
         packing: documents of several rows in one, best-fit decreasing; else padded rows.
-        attention: transformers' name of the kernel.
+        attention: transformers' name of the kernel, or `BORROWED`.
         liger: whether Liger's kernels are used.
     """
 

@@ -98,7 +98,10 @@ def _trainer(case: Case, configuration: Configuration, output: str, *, checkpoin
     model = str(case.folder / "model")
     arguments = trl.SFTConfig(
         output_dir=output,
-        model_init_kwargs={"dtype": "bfloat16", "attn_implementation": configuration.attention},
+        model_init_kwargs={
+            "dtype": "bfloat16",
+            "attn_implementation": configuration.attention.removeprefix("torch_"),
+        },
         max_length=case.tokens,
         packing=configuration.packing,
         use_liger_kernel=configuration.liger,

@@ -109,7 +109,7 @@ class _Case:
             and self.width < _FLOAT
             and model.attention in ("auto", "varlen")
             and model.compile is not False
-            and model.base_precision == "dtype"
+            and model.base_precision != "nf4"
             and model.sharding == "none"
             and adapter.method in ("lora", "rslora")
             and adapter.compute_dtype != "float32"
@@ -280,6 +280,10 @@ def _weight_bytes(case: _Case, parameters: int) -> int:
         packed = case.shape.layer_weights
         rest = max(0, parameters - packed)
         return round(packed * _NF4_BYTES_PER_WEIGHT) + rest * case.width
+    if case.recipe.model.base_precision == "fp8":
+        scales = case.shape.layers * sum(p.outputs for p in case.shape.projections)
+        packed = case.shape.layer_weights
+        return packed + _FLOAT * scales + max(0, parameters - packed) * case.width
     return case.width * parameters
 
 
@@ -389,6 +393,9 @@ def _transient(case: _Case) -> int:
     passing = 3 * _FLOAT * case.tokens * widest
     if case.recipe.model.base_precision == "nf4":
         passing += case.width * largest
+    if case.recipe.model.base_precision == "fp8":
+        # The transposed weight of the backward product, and what it is multiplied with.
+        passing += largest + case.tokens * widest
     if case.recipe.adapter.method == "dora":
         # An identity matrix of the inputs, the adapter's product, and their sum with the weight.
         return max([passing, *(_FLOAT * (t.inputs**2 + 4 * t.weights) for t in case.targets)])

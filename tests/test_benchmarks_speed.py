@@ -173,3 +173,23 @@ def test_data_size_finds_the_second_time_what_was_tokenised(
     assert figures["tokenising_bytes"] >= figures["idle_bytes"] > 0
     assert figures["cache_bytes"] > 0
     assert "packed, 50 rows against 50" in ended.table
+
+
+@pytest.mark.parametrize(("tolerance", "code"), [("0.5", 0), ("0", 1)])
+def test_losses_of_other_kernels_are_compared(
+    benchmark_command: Benchmark, tiny: Path, tolerance: str, code: int
+) -> None:
+    # On a CPU the plain kernels are the default: another seed makes the difference.
+    variants = ["reproducibility.seed=7", "plain"]
+    ended = benchmark_command(
+        "losses.py", tiny, *SMALL, "--steps", "3", "--variants", *variants,
+        "--tolerance", tolerance,
+    )  # fmt: skip
+    assert ended.code == code, ended.table
+    losses = {name: one["losses"] for name, one in ended.report["processes"].items()}
+    assert [len(mine) for mine in losses.values()] == [3, 3]
+    first, second = losses.values()
+    expected = max(abs(a - b) for a, b in zip(first, second, strict=True))
+    assert ended.report["largest_differences"] == {variants[0]: 0.0, "plain": expected}
+    assert expected > 0
+    assert f"{expected:.4f}" in ended.table

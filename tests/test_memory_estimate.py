@@ -88,6 +88,7 @@ FAST: list[tuple[dict[str, Any], dict[str, Any], float]] = [
     (SHAPE_1B, {"train.micro_batch_size": 8, "adapter.dropout": 0.1}, 33.18),
     (SHAPE_1B, {"train.micro_batch_size": 1, "train.micro_batches_per_step": 8}, 6.17),
     (SHAPE_8B, {"train.micro_batch_size": 8}, 91.61),
+    (SHAPE_8B, {"train.micro_batch_size": 8, "model.base_precision": "fp8"}, 85.16),
 ]
 
 

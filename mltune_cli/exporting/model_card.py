@@ -106,8 +106,10 @@ def _summary(facts: CardFacts) -> str:
     if run.is_best:
         when = "" if run.step is None else f" after step {run.step} of {run.manifest.result.steps}"
         sentences.append(f"Taken{when}, where the held-out loss was lowest.")
-    if run.recipe.model.base_precision == "nf4":
-        sentences.append("The base was held in 4 bits (NF4) while the adapter was trained.")
+    precision = run.recipe.model.base_precision
+    if precision != "dtype":
+        held = "4 bits (NF4)" if precision == "nf4" else "8 bits (FP8)"
+        sentences.append(f"The base was held in {held} while the adapter was trained.")
         if facts.kind == "merged":
             sentences.append(
                 "The adapter is merged into the unquantised base, so what this model computes is "

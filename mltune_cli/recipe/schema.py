@@ -34,9 +34,10 @@ class ModelSection(_Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Compute format; auto: bfloat16 on CUDA, float32 on a CPU."
     )
-    base_precision: Literal["dtype", "nf4"] = Field(
+    base_precision: Literal["dtype", "fp8", "nf4"] = Field(
         "dtype",
-        description="How the frozen weights are held; nf4: 4-bit through bitsandbytes (QLoRA).",
+        description="How the frozen weights are held; fp8: in 8 bits, multiplied in 8 bits; nf4: "
+        "in 4 bits through bitsandbytes (QLoRA).",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: CUDA where there is one."
@@ -252,11 +253,19 @@ def check_combinations(recipe: Recipe) -> None:
         raise RecipeValueError(
             "evaluate.early_stopping_patience", "needs evaluations; set evaluate.every_steps"
         )
-    if recipe.model.base_precision == "nf4" and recipe.model.sharding != "none":
-        raise RecipeValueError("model.sharding", "4-bit weights are not sharded; set it to none")
-    if recipe.model.base_precision == "nf4" and recipe.adapter.method == "full":
+    precision = recipe.model.base_precision
+    if precision != "dtype" and recipe.model.sharding != "none":
         raise RecipeValueError(
-            "model.base_precision", "nf4 weights cannot be trained; use dtype, or an adapter"
+            "model.sharding", f"{precision} weights are not sharded; set it to none"
+        )
+    if precision != "dtype" and recipe.adapter.method == "full":
+        raise RecipeValueError(
+            "model.base_precision",
+            f"{precision} weights cannot be trained; use dtype, or an adapter",
+        )
+    if precision == "fp8" and recipe.adapter.method == "dora":
+        raise RecipeValueError(
+            "adapter.method", "dora has to read the weights, which fp8 does not let it; use lora"
         )
     if isinstance(recipe.adapter.target_modules, list) and not recipe.adapter.target_modules:
         raise RecipeValueError("adapter.target_modules", "is empty; name modules or all-linear")

@@ -16,6 +16,7 @@ from mltune_cli.recipe.schema import Recipe
 from mltune_cli.run_folder import ADAPTER, BEST, MODEL, TRACKERS
 from mltune_cli.training.adapter import Trained, save_trained, trained_tensors
 from mltune_cli.training.checkpoint import snapshot, write_checkpoint
+from mltune_cli.training.compiling import compile_ahead
 from mltune_cli.training.data.collating import MicroBatch
 from mltune_cli.training.data.loading import micro_batches
 from mltune_cli.training.data.rendering import template_asks_for_date
@@ -135,7 +136,10 @@ def _train_from(start: Start, job: TrainingJob, run: PreparedRun, around: Surrou
     log = RunLog(files, trackers, steps, pipe, done_steps=state.step)
     pipe.send(_started(start, run, manifest, steps))
     course = _Course(start, run, log, steps, list(start.evaluations), job.trace)
+    if recipe.model.compile:
+        pipe.send(Notice("compiling the layers"))
     try:
+        compile_ahead(state, recipe)
         _run_steps(course, around)
     except NoVerdictError:
         with contextlib.suppress(OSError, NoVerdictError):

@@ -85,6 +85,8 @@ def resolved_model_section(recipe: Recipe) -> ModelSection:
     dtype = recipe.model.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
+    if recipe.model.base_precision == "fp8" and device == "cuda":
+        _require_float8(dtype)
     return recipe.model.model_copy(update={"device": device, "dtype": dtype})
 
 
@@ -97,6 +99,22 @@ def _require_bitsandbytes(has_cuda: bool) -> None:
             key,
             "nf4 needs bitsandbytes, which is not installed; install mltune with its extra qlora",
         )
+
+
+def _require_float8(dtype: str) -> None:
+    key = "model.base_precision"
+    # Source: NVIDIA, "CUDA C++ Programming Guide": compute capability 8.9 (Ada) brought FP8.
+    if torch.version.cuda is None or torch.cuda.get_device_capability() < (8, 9):
+        name = torch.cuda.get_device_name()
+        raise RecipeValueError(
+            key, f"{name} does not multiply in 8 bits: fp8 needs an NVIDIA GPU of compute "
+            "capability 8.9 or newer; use dtype",
+        )  # fmt: skip
+    if dtype != "bfloat16":
+        raise RecipeValueError(
+            "model.dtype", "a product in 8 bits (model.base_precision) has a bfloat16 result; "
+            "set it to bfloat16",
+        )  # fmt: skip
 
 
 def _quantization(section: ModelSection, device: torch.device) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Numbers on their way from the device to the program, which does not wait for them yet."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,3 +41,34 @@ def to_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         return words.pin_memory().to(device, non_blocking=True)
     return words
+
+
+class Stopwatch:
+    """Measures what a device takes, by its own clock where the program does not wait for it.
+
+    It runs from the moment it is made; on a GPU, from when that comes to it.
+
+    Args:
+        device: that computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._ends: list[Any] = []
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop; where the device is behind, as soon as it has done all that it was told so far."""
+        if self._on_gpu:
+            new_event: Any = torch.cuda.Event
+            event = new_event(enable_timing=True)
+            event.record()
+            self._ends.append(event)
+        else:
+            self._ends.append(time.monotonic())
+
+    def seconds(self) -> float:
+        """Return the seconds between start and stop, once the device has come to the stop."""
+        first, last = self._ends[0], self._ends[-1]
+        passed: float = first.elapsed_time(last) / 1e3 if self._on_gpu else last - first
+        return passed

@@ -105,7 +105,7 @@ class RunLog:
         self._pipe = pipe
         self._done_steps = done_steps
         self._unlogged: dict[str, int | float] | None = None
-        self._started = self._last = time.monotonic()
+        self._started = time.monotonic()
 
     def witness(self, record: WitnessRecord) -> None:
         """Record a step's digests."""
@@ -132,14 +132,12 @@ class RunLog:
         self._unlogged = None if in_log else line
         if in_log:
             self._log(line)
-        now = time.monotonic()
-        seconds, self._last = now - self._last, now
-        speed = result.input_tokens / seconds
+        speed = result.input_tokens / result.seconds
         if self._files:
             self._files.timings.write(
                 {
                     "step": step,
-                    "seconds": round(seconds, 6),
+                    "seconds": round(result.seconds, 6),
                     "tokens_per_second": round(speed, 1),
                     "peak_memory_bytes": peak_memory_bytes(),
                 }
@@ -152,7 +150,7 @@ class RunLog:
                 loss=result.loss,
                 learning_rate=context.learning_rate,
                 tokens_per_second=speed,
-                seconds_left=(now - self._started)
+                seconds_left=(time.monotonic() - self._started)
                 / (step - self._done_steps)
                 * (self._total_steps - step),
             )
@@ -176,7 +174,7 @@ class RunLog:
             self._trackers.log(values, int(line["step"]))
 
     def evaluation(self, step: int, result: EvaluationResult) -> None:
-        """Record a held-out loss; its time does not count as a step's."""
+        """Record a held-out loss."""
         if self._files:
             self._files.evaluation.write(
                 {"step": step, "loss": result.loss, "target_tokens": result.target_tokens}
@@ -184,7 +182,6 @@ class RunLog:
         if self._trackers:
             self._trackers.log({"evaluation/loss": result.loss}, step)
         self._pipe.send(Evaluated(step, result.loss))
-        self._last = time.monotonic()
 
     def flush_to_disk(self) -> None:
         """Wait until the logs are on the disk: a checkpoint must not be ahead of them."""

@@ -71,12 +71,10 @@ def _repeatable(recipe: Recipe, provenance: Provenance) -> Claim:
     counts = provenance.process_counts
     if recipe.model.base_precision == "nf4" and max(counts, default=1) > 1:
         return claim("a 4-bit base was reported to differ from run to run on several GPUs")
-    if _sums_divided_gradients(recipe) and len(counts) > 1:
+    varies = _why_processes_count(recipe)
+    if varies and len(counts) > 1:
         several = f"{', '.join(map(str, counts[:-1]))} and {counts[-1]}"
-        return claim(
-            "gradients that are divided are summed in an order that processes decide, and its "
-            f"steps were taken by {several} of them"
-        )
+        return claim(f"{varies}, and its steps were taken by {several} of them")
     if len(provenance.environment_classes) > 1:
         return claim("its steps were taken in more than one environment class")
     return claim(
@@ -90,13 +88,19 @@ def _on_any_number_of_processes(recipe: Recipe) -> Claim:
 
     if recipe.model.base_precision == "nf4":
         return claim("a 4-bit base was reported to differ on several GPUs")
-    if _sums_divided_gradients(recipe):
-        return claim("gradients that are divided are summed in an order that processes decide")
-    return claim("gradients are summed along one tree over the micro-batches", holds=True)
+    varies = _why_processes_count(recipe)
+    return claim(
+        varies or "gradients are summed along one tree over the micro-batches", holds=varies is None
+    )
 
 
-def _sums_divided_gradients(recipe: Recipe) -> bool:
-    return recipe.model.sharding == "fsdp" and recipe.adapter.method == "full"
+def _why_processes_count(recipe: Recipe) -> str | None:
+    """Say why the number of processes may decide bits; None where it decides none."""
+    if recipe.model.sharding == "fsdp" and recipe.adapter.method == "full":
+        return "gradients that are divided are summed in an order that processes decide"
+    if recipe.model.device == "cuda" and recipe.model.compile is True:
+        return "losses of compiled layers were seen to differ between one process and two"
+    return None
 
 
 def _data_facts(name: str | None, dataset: TokenisedDataset) -> DataFacts:

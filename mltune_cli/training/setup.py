@@ -14,6 +14,7 @@ from mltune_cli.training.data.dataset import TokenisedDataset, prepare_dataset
 from mltune_cli.training.data.sources import FileSource, HubSource, find_source
 from mltune_cli.training.data.stream import BatchStream
 from mltune_cli.training.kernels.choice import choose_kernels
+from mltune_cli.training.kernels.float8 import hold_in_float8
 from mltune_cli.training.kernels.installing import install_kernels
 from mltune_cli.training.model import (
     BaseModel,
@@ -27,7 +28,7 @@ from mltune_cli.training.processes import Processes, alone
 from mltune_cli.training.separation import require_separable_documents
 from mltune_cli.training.sharding import divide_model
 from mltune_cli.training.step import TrainingState
-from mltune_cli.witness.digest import tensors_digest
+from mltune_cli.witness.digest import sum_on_gpu_by, tensors_digest
 from mltune_cli.witness.record import WitnessRecord
 
 
@@ -84,6 +85,10 @@ def prepare_run(recipe: Recipe, meet: Callable[[str], Processes] | None = None) 
         recipe.model_copy(update={"model": section}), base.model, processes.device
     )
     recipe = choice.recipe
+    if recipe.model.compile and processes.device.type == "cuda":
+        from mltune_cli.training.kernels.digesting import mixed_sum_on_gpu
+
+        sum_on_gpu_by(mixed_sum_on_gpu)
     with processes.node_leader_first():
         train_data = prepare_dataset(
             train_source, recipe.data, base.tokenizer, base.tokenizer_digest
@@ -139,6 +144,9 @@ def _initial_state(
     model: Any = prepare_trainable(base, recipe)
     trained = trained_parameters(model)
     in_step = _is_divided(recipe.model, processes)
+    if recipe.model.base_precision == "fp8":
+        whole: Any = base.model
+        hold_in_float8(whole.get_decoder(), processes.device)
     if not in_step and recipe.model.base_precision != "nf4":
         model.to(processes.device)
     initial = WitnessRecord(

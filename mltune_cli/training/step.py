@@ -19,6 +19,7 @@ from mltune_cli.training.kernels.installing import ModelKernels
 from mltune_cli.training.loss import summed_loss
 from mltune_cli.training.optimization import hyperparameters, optimizer_tensors
 from mltune_cli.training.processes import Processes
+from mltune_cli.training.readback import Stopwatch
 from mltune_cli.training.sharding import is_divided, whole
 from mltune_cli.training.shared_witness import (
     SeenMicroBatch,
@@ -93,6 +94,7 @@ class StepResult:
         target_tokens: tokens that counted.
         input_tokens: tokens that the model read, without padding.
         witness: the digests of all stages.
+        seconds: that the step took this process's device, and what fed it.
         stop_code: the largest one that a process was asked to stop with; 0 for none.
     """
 
@@ -101,6 +103,7 @@ class StepResult:
     target_tokens: int
     input_tokens: int
     witness: WitnessRecord
+    seconds: float
     stop_code: int = 0
 
 
@@ -115,12 +118,14 @@ class PendingStep:
         shared: loss, gradient norm and digests, on their way.
         digests: what is known of the witness already.
         tensors: digests of single tensors, by stage and name; None where nobody asked.
+        watch: stopped at the step's end.
     """
 
     state: TrainingState
     step: int
     target_tokens: int
     shared: SharedStep
+    watch: Stopwatch
     digests: dict[str, str]
     tensors: dict[str, dict[str, str]] | None
 
@@ -152,6 +157,7 @@ class PendingStep:
             self.target_tokens,
             sum(one.input_tokens for one in read.seen),
             WitnessRecord(self.step, digests, facts=facts),
+            self.watch.seconds(),
             read.stop,
         )
 
@@ -171,6 +177,7 @@ def begin_step(
         NoVerdictError: loss or gradients of a divided model are not finite.
         LostProcessError: another process is gone.
     """
+    watch = Stopwatch(state.device)
     step = state.step + 1
     state.model.train()
     gradients = step_gradients(
@@ -194,11 +201,12 @@ def begin_step(
     tensors: dict[str, dict[str, str]] | None = {} if plan.per_tensor else None
     norm = _update(state, mean_loss, plan, _Witness(taken, tensors))
     state.step = step
+    watch.stop()
     shared = taken.share(
         [_bits(mean_loss), _bits(norm)], seen, plan.micro_batches, plan.stop_code()
     )
     digests = {"hyperparameters": bytes_digest(hyperparameters(state.optimizer).encode())}
-    return PendingStep(state, step, plan.target_tokens, shared, digests, tensors)
+    return PendingStep(state, step, plan.target_tokens, shared, watch, digests, tensors)
 
 
 @dataclass(frozen=True)

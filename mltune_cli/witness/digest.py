@@ -7,7 +7,7 @@ so permutations, pairs of sign flips and one-ulp changes do not cancel. Bits are
 values: 0 differs from -0, and a NaN equals the same NaN.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,20 @@ _MULTIPLIER_2 = 0x94D049BB133111EB - (1 << 64)
 # an element), elsewhere one that is large saves calls.
 _BUCKET_ELEMENTS = 1 << 22
 _CPU_BUCKET_ELEMENTS = 1 << 18
+
+
+MixedSum = Callable[[torch.Tensor, int], torch.Tensor]
+# What computes `mixed_sum` on a GPU instead of torch, operation by operation.
+_gpu_sums: list[MixedSum] = []
+
+
+def sum_on_gpu_by(kernel: MixedSum) -> None:
+    """Compute digests on a GPU by a kernel of the caller's; no digest may change by that.
+
+    Args:
+        kernel: returns what `mixed_sum` returns.
+    """
+    _gpu_sums[:] = [kernel]
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,8 @@ def mixed_sum(words: torch.Tensor, first_position: int) -> torch.Tensor:
     Returns:
         int64, no dimensions, on the device of `words`.
     """
+    if _gpu_sums and words.device.type == "cuda":
+        return _gpu_sums[0](words, first_position)
     count = words.numel()
     mixed = torch.arange(
         first_position + 1, first_position + 1 + count, dtype=torch.int64, device=words.device

@@ -113,7 +113,7 @@ def writer_in(folder: Path) -> int:
         (("model.sharding=ddp",), "model.sharding: "),
         (
             ("model.sharding=fsdp", "model.base_precision=nf4", "model.device=auto"),
-            "model.sharding: 4-bit weights are not sharded; set it to none",
+            "model.sharding: nf4 weights are not sharded; set it to none",
         ),
     ],
 )

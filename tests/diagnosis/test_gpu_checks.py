@@ -269,6 +269,22 @@ def test_a_gpu_without_bfloat16(clinic: Any, torch_package: Any) -> None:
     assert clinic.look("gpu", "--config", recipe, "--set", value, env=env).severity == "ok"
 
 
+def test_a_gpu_that_does_not_multiply_in_eight_bits(clinic: Any, torch_package: Any) -> None:
+    a100 = {"name": "NVIDIA A100", "capability": [8, 0]}
+    recipe = clinic.recipe("model: {base_precision: fp8}", device="auto")
+    old = torch_package(gpus=[a100], architectures=["sm_80", "sm_90"])
+    finding = fault(clinic.look("gpu", "--config", recipe, env=old), "error")
+    assert "NVIDIA A100 (compute 8.0) does not multiply in 8 bits" in finding["seen"]
+    value = finding["command"].rpartition("--set ")[2]
+    assert clinic.look("gpu", "--config", recipe, "--set", value, env=old).severity == "ok"
+
+
+def test_a_gpu_that_multiplies_in_eight_bits(clinic: Any, torch_package: Any) -> None:
+    recipe = clinic.recipe("model: {base_precision: fp8}", device="auto")
+    env = torch_package(gpus=[H100], architectures=["sm_80", "sm_90"])
+    assert clinic.look("gpu", "--config", recipe, env=env).severity == "ok"
+
+
 # Memory -------------------------------------------------------------------------------------------
 
 SHAPE_1B = {

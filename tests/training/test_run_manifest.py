@@ -14,6 +14,7 @@ ADAPTER: dict[str, Any] = {}
 FULL = {"adapter__method": "full"}
 DIVIDED_BASE = {"model__sharding": "fsdp"}
 DIVIDED_FULL = FULL | DIVIDED_BASE
+COMPILED_ON_GPUS = {"model__device": "cuda", "model__compile": True}
 FOUR_BITS = {"model__base_precision": "nf4", "model__device": "auto"}
 
 
@@ -27,6 +28,8 @@ FOUR_BITS = {"model__base_precision": "nf4", "model__device": "auto"}
         (DIVIDED_FULL, (2,), True, False),
         (DIVIDED_FULL, (1, 2), False, False),
         (DIVIDED_FULL, (2, 4), False, False),
+        (COMPILED_ON_GPUS, (2,), True, False),
+        (COMPILED_ON_GPUS, (1, 2), False, False),
         (FOUR_BITS, (1,), True, False),
         (FOUR_BITS, (2,), False, False),
         # The steps that several took are not undone by going on with one.

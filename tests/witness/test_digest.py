@@ -144,3 +144,14 @@ def test_known_value() -> None:
     """The definition does not drift between releases: old witness files stay comparable."""
     assert one(torch.arange(5, dtype=torch.float32)) == "cb389e9ba540a26f"
     assert one(torch.arange(5, dtype=torch.bfloat16)) == "1127f14bd910ef7b"
+
+
+def test_another_kernel_computes_on_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "_gpu_sums", [])
+    before = one(torch.arange(5))
+
+    def never(words: torch.Tensor, first: int) -> torch.Tensor:
+        raise AssertionError("this is a CPU")
+
+    digest.sum_on_gpu_by(never)
+    assert one(torch.arange(5)) == before

@@ -18,6 +18,8 @@ from mltune_cli.diagnosis.torch_facts import GpuFacts, TorchFacts
 
 # From Ampere on.
 _BFLOAT16_CAPABILITY = (8, 0)
+# From Ada on.
+_FLOAT8_CAPABILITY = (8, 9)
 
 
 def look(subject: Subject) -> Sequence[Finding]:
@@ -31,6 +33,7 @@ def look(subject: Subject) -> Sequence[Finding]:
         *_without_kernels(subject, facts),
         *_of_two_kinds(facts),
         *_without_bfloat16(subject),
+        *_without_float8(subject, facts),
     ]
     names = sorted({f"{gpu.name} (compute {_dotted(gpu.capability)})" for gpu in facts.gpus})
     count = f"{len(facts.gpus)} GPU{'s' if len(facts.gpus) > 1 else ''}"
@@ -140,6 +143,19 @@ def _without_bfloat16(subject: Subject) -> Iterator[Finding]:
             "it is emulated, many times slower, and some kernels refuse it",
             "compute in float32",
             command=f"mltune train{subject.flags()} --set model.dtype=float32",
+        )
+
+
+def _without_float8(subject: Subject, facts: TorchFacts) -> Iterator[Finding]:
+    model = subject.recipe.model
+    old = [gpu for gpu in facts.gpus if gpu.capability < _FLOAT8_CAPABILITY]
+    if old and model.base_precision == "fp8" and model.device != "cpu":
+        yield broken(
+            f"{old[0].name} (compute {_dotted(old[0].capability)}) does not multiply in 8 bits, "
+            "and model.base_precision is fp8",
+            "the training will not start: that came with compute 8.9",
+            "hold the base in the format that it computes in",
+            command=f"mltune train{subject.flags()} --set model.base_precision=dtype",
         )
 
 

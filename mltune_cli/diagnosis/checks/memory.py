@@ -98,8 +98,8 @@ def _judged(
         )
     else:
         remedy = (
-            "lower data.max_length, hold the base in 4 bits (model.base_precision nf4), or divide "
-            "it over several GPUs (model.sharding fsdp)"
+            "lower data.max_length, hold the base in 8 or 4 bits (model.base_precision fp8 or "
+            "nf4), or divide it over several GPUs (model.sharding fsdp)"
         )
         half = max(2, subject.recipe.data.max_length // 2)
         command = f"mltune train{subject.flags()} --set data.max_length={half}"

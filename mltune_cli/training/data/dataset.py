@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +32,10 @@ _BATCH_ROWS = 1024
 _SCHEMA = pa.schema(
     [("input_ids", pa.list_(pa.int32())), ("is_target", pa.list_(pa.bool_()))],
 )
-_ROWS_FILE, _PACKS_FILE, _SUMMARY_FILE = "rows.arrow", "packs.npz", "summary.json"
-_SEALED_FILES = (_ROWS_FILE, _PACKS_FILE, _SUMMARY_FILE)
+_ROWS_FILE, _SUMMARY_FILE = "rows.arrow", "summary.json"
+# Where each batch of the rows' file begins, in rows; which rows make a unit; what counts in each.
+_ARRAYS = ("first_rows", "members", "starts", "target_counts")
+_SEALED_FILES = (_ROWS_FILE, *(f"{name}.npy" for name in _ARRAYS), _SUMMARY_FILE)
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,22 @@ class DataSummary:
 class TokenisedDataset:
     """Random access to tokenised rows, grouped into units: one row, or one pack of documents.
 
-    Nothing but the offsets is held in memory; tokens are read from the memory map.
+    Everything is read from memory maps, when it is first asked for: what opening costs does not
+    grow with the number of rows.
     """
 
     def __init__(self, folder: Path) -> None:
         self.summary = DataSummary(**json.loads((folder / _SUMMARY_FILE).read_text()))
+        # No threads: workers that load micro-batches are forks of a process that has read already.
+        options = pa.ipc.IpcReadOptions(use_threads=False)
         source = pa.memory_map(str(folder / _ROWS_FILE))
-        self._batches = [
-            (_list_views(batch.column(0)), batch.column(1).flatten())
-            for batch in pa.ipc.open_file(source).read_all().to_batches()
-        ]
-        self._first_row = np.cumsum([0] + [len(offsets) - 1 for (offsets, _), _ in self._batches])
-        with np.load(folder / _PACKS_FILE, allow_pickle=False) as packs:
-            self._members = packs["members"]
-            self._starts = packs["starts"]
-            self.unit_target_counts: npt.NDArray[np.int64] = packs["target_counts"]
+        self._file = pa.ipc.open_file(source, options=options)
+        self._batches: dict[int, _BatchViews] = {}
+        first_rows, members, starts, target_counts = (
+            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in _ARRAYS
+        )
+        self._first_rows, self._members, self._starts = first_rows, members, starts
+        self.unit_target_counts: npt.NDArray[np.int64] = target_counts
 
     def __len__(self) -> int:
         """Return the number of units."""
@@ -87,16 +91,35 @@ class TokenisedDataset:
 
     def row(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """Return a row's token ids and target mask, each of shape (tokens,)."""
-        batch = int(np.searchsorted(self._first_row, index, side="right")) - 1
-        (offsets, ids), targets = self._batches[batch]
-        local = index - int(self._first_row[batch])
-        start, end = int(offsets[local]), int(offsets[local + 1])
-        mask = targets.slice(start, end - start).to_numpy(zero_copy_only=False)
-        return ids[start:end], mask
+        batch = int(np.searchsorted(self._first_rows, index, side="right")) - 1
+        views = self._batches.get(batch)
+        if views is None:
+            views = self._batches[batch] = _views(self._file.get_batch(batch))
+        local = index - int(self._first_rows[batch])
+        start, end = int(views.offsets[local]), int(views.offsets[local + 1])
+        # Eight flags a byte, the first in the lowest bit.
+        bits = np.unpackbits(views.targets[start // 8 : -(-end // 8)], bitorder="little")
+        mask = bits[start % 8 :][: end - start].view(np.bool_)
+        return views.ids[start:end], mask
 
 
-def _list_views(column: pa.ListArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    return column.offsets.to_numpy(), column.values.to_numpy()
+class _BatchViews(NamedTuple):
+    """The buffers of one batch of rows, in the memory map."""
+
+    offsets: npt.NDArray[np.int32]
+    ids: npt.NDArray[np.int32]
+    targets: npt.NDArray[np.uint8]
+
+
+def _views(batch: pa.RecordBatch) -> _BatchViews:
+    # Not `to_numpy`: pyarrow imports pandas for it, which takes longer than all the rest.
+    _, offsets, _, ids = batch.column(0).buffers()
+    *_, targets = batch.column(1).buffers()
+    return _BatchViews(
+        np.frombuffer(offsets, dtype=np.int32),
+        np.frombuffer(ids, dtype=np.int32),
+        np.frombuffer(targets, dtype=np.uint8),
+    )
 
 
 def cache_folder() -> Path:
@@ -228,6 +251,7 @@ def _write_entry(draft: Path, digest: str, section: DataSection, batches: Iterat
     cut = 0
     lengths: list[int] = []
     targets: list[int] = []
+    first_rows = [0]
     with pa.ipc.new_file(str(draft / _ROWS_FILE), _SCHEMA) as writer:
         for batch in batches:
             formats.update(batch.formats)
@@ -240,6 +264,7 @@ def _write_entry(draft: Path, digest: str, section: DataSection, batches: Iterat
                     pa.array(batch.is_target, _SCHEMA.field(1).type),
                 ]
                 writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+                first_rows.append(len(lengths))
     if not lengths:
         raise UsageError(
             f"no row has a token that counts in the loss within data.max_length="
@@ -250,12 +275,10 @@ def _write_entry(draft: Path, digest: str, section: DataSection, batches: Iterat
         members, starts = pack_by_length(length_array, section.max_length)
     else:
         members, starts = np.arange(len(lengths)), np.arange(len(lengths) + 1)
-    np.savez(
-        draft / _PACKS_FILE,
-        members=members,
-        starts=starts,
-        target_counts=np.add.reduceat(np.array(targets, dtype=np.int64)[members], starts[:-1]),
-    )
+    target_counts = np.add.reduceat(np.array(targets, dtype=np.int64)[members], starts[:-1])
+    arrays = (np.array(first_rows, dtype=np.int64), members, starts, target_counts)
+    for name, array in zip(_ARRAYS, arrays, strict=True):
+        np.save(draft / f"{name}.npy", array, allow_pickle=False)
     summary = DataSummary(
         digest=digest,
         rows_by_format=dict(sorted(formats.items())),

@@ -10,6 +10,8 @@ from mltune_cli.training.kernels.cross_entropy import Targets
 # Matrix products want dimensions that are multiples of this.
 _MULTIPLE = 64
 _TARGET_MULTIPLE = 8
+# Numbers of eight bytes.
+_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,17 @@ def _padded_rows(counts: torch.Tensor) -> torch.Tensor:
 
 
 def _moved(parts: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Return int64 vectors on a device: copied at once, from memory that needs no waiting for."""
-    joined = torch.cat(parts)
-    if device.type == "cuda":
-        joined = joined.pin_memory().to(device, non_blocking=True)
-    return torch.split(joined, [part.shape[0] for part in parts])
+    """Return int64 vectors on a device: copied at once, from memory that needs no waiting for.
+
+    Each begins at a multiple of 64 bytes, whatever stands before it: where several numbers are read
+    at once decides how a kernel is compiled, and no micro-batch may differ from another in that.
+    """
+    places, first = [], 0
+    for part in parts:
+        places.append(slice(first, first + part.shape[0]))
+        first += -(-part.shape[0] // _ALIGNMENT) * _ALIGNMENT
+    joined = torch.zeros(first, dtype=torch.int64, pin_memory=device.type == "cuda")
+    for place, part in zip(places, parts, strict=True):
+        joined[place] = part
+    on_device = joined.to(device, non_blocking=True)
+    return tuple(on_device[place] for place in places)

@@ -1,8 +1,5 @@
 """Which kernels compute a run: decided once, from recipe, model and kind of device."""
 
-import importlib.util
-import os
-import shutil
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +10,7 @@ from mltune_cli.memory_estimate import recomputes_activations
 from mltune_cli.model_shape import UnknownShapeError, model_shape
 from mltune_cli.recipe.schema import Recipe
 from mltune_cli.training.kernels import attention
+from mltune_cli.training.kernels.compiler import why_no_gpu_compiler
 
 # Whose decoder and output layer are known to compute what is computed here in their place.
 FAMILIES = ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
@@ -135,8 +133,4 @@ def _unfit_for_compiler(recipe: Recipe, *, is_varlen: bool, divided: bool) -> st
         return "their weights are in 4 bits"
     if recipe.adapter.method == "dora":
         return "peft computes DoRA adapters, and cannot be compiled"
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
-        return "there is no C compiler, which triton needs; install gcc"
-    return None
+    return why_no_gpu_compiler()

@@ -9,6 +9,7 @@ import torch
 from mltune_cli.errors import RecipeValueError
 from mltune_cli.recipe.schema import Recipe
 from mltune_cli.training.kernels import attention, cross_entropy
+from mltune_cli.training.kernels.choice import FAMILIES
 from mltune_cli.training.kernels.cross_entropy import OutputLayer
 from mltune_cli.training.kernels.low_rank import ComputeCopies, compute_in_base_format
 
@@ -86,7 +87,8 @@ def install_kernels(
     if recipe.adapter.method != "full" and (
         asked == "model" or (asked == "auto" and recipe.model.device == "cuda")
     ):
-        copies = compute_in_base_format(model, trained)
+        together = recipe.model.sharding == "none" and base.config.model_type in FAMILIES
+        copies = compute_in_base_format(model, trained, together=together)
         if copies is None and asked == "model":
             raise RecipeValueError(
                 "adapter.compute_dtype",

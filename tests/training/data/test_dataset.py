@@ -35,7 +35,10 @@ ROWS: list[dict[str, Any]] = [
     {"text": "Once there was a harbour, and it was called Tidegate."},
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]},
 ]
-FILES = ("rows.arrow", "packs.npz", "summary.json", "seal.json")
+FILES = (
+    "rows.arrow", "first_rows.npy", "members.npy", "starts.npy", "target_counts.npy",
+    "summary.json", "seal.json",
+)  # fmt: skip
 
 
 def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
@@ -284,7 +287,7 @@ def damaged(
         assert dataset.summary == json_summary(spare)
         assert entries(cache) == [entry]
         seal = json.loads((entry / "seal.json").read_text())
-        assert seal == {name: file_digest(entry / name) for name in FILES[:3]}
+        assert seal == {name: file_digest(entry / name) for name in FILES[:-1]}
 
     def json_summary(folder: Path) -> Any:
         return TokenisedDataset(folder).summary
@@ -321,7 +324,7 @@ def test_a_seal_that_seals_nothing_is_not_believed(damaged: Damaged, seal: str) 
     damaged(plant)
 
 
-@given(st.sampled_from(FILES[:3]), st.floats(0, 1, exclude_max=True), st.integers(0, 7))
+@given(st.sampled_from(FILES[:-1]), st.floats(0, 1, exclude_max=True), st.integers(0, 7))
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -83,3 +83,15 @@ def test_widths_are_multiples(tokens: int) -> None:
     positions = torch.arange(tokens)[None] % LONGEST
     batch = MicroBatch(ids, torch.full_like(ids, IGNORED_LABEL), positions, ids, 0)
     assert flatten(batch, LONGEST, None, CPU).input_ids.shape[1] == -(-tokens // 64) * 64
+
+
+@given(rows=rows, width=st.sampled_from([None, 192, 193]))
+def test_no_micro_batch_is_read_otherwise_than_another(rows: Rows, width: int | None) -> None:
+    """How a kernel is compiled depends on where the numbers begin that it sees first."""
+    flat = flatten(micro_batch(rows), LONGEST, width, CPU)
+    parts = (
+        flat.input_ids, flat.position_ids, flat.targets.rows, flat.targets.labels,
+        flat.targets.places,
+    )  # fmt: skip
+    assert all(part.storage_offset() % 8 == 0 for part in parts)
+    assert flat.starts.storage_offset() == 0

@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from mltune_cli.errors import RecipeValueError
 from mltune_cli.recipe.schema import Recipe
-from mltune_cli.training.kernels import choice
+from mltune_cli.training.kernels import compiler as gpu_compiler
 from mltune_cli.training.kernels.choice import FAMILIES, Choice, choose_kernels
 
 SmokeRecipe = Callable[..., Recipe]
@@ -29,8 +29,8 @@ def network(kind: str, **values: Any) -> Any:
 @pytest.fixture
 def choose(smoke_recipe: SmokeRecipe, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Choice]:
     """As on a machine with a GPU, where triton and a compiler are installed."""
-    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(choice.shutil, "which", lambda name: name)
+    monkeypatch.setattr(gpu_compiler.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(gpu_compiler.shutil, "which", lambda name: name)
     gpu = SimpleNamespace(total_memory=80 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
 
@@ -123,9 +123,9 @@ def test_a_machine_that_cannot_compile_says_what_is_missing(
     choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch, missing: str, reason: str
 ) -> None:
     if missing == "triton":
-        monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(gpu_compiler.importlib.util, "find_spec", lambda name: None)
     else:
-        monkeypatch.setattr(choice.shutil, "which", lambda name: None)
+        monkeypatch.setattr(gpu_compiler.shutil, "which", lambda name: None)
     result = choose(network("llama"))
     assert chosen(result) == ("varlen", False, True, "chunked")
     assert reason in result.notices[0]

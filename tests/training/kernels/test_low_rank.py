@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mltune_cli.training.adapter import trained_parameters
+from mltune_cli.training.kernels import low_rank
 from mltune_cli.training.kernels.low_rank import compute_in_base_format
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -34,6 +35,11 @@ def network(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     tokens=st.integers(1, 5), inputs=st.integers(1, 6), outputs=st.integers(1, 6),
     rank=st.integers(1, 3), has_bias=st.booleans(), scaling=st.sampled_from([0.5, 2.0]),
 )  # fmt: skip
+# Wide: the adapter's part becomes columns of one product.
+@example(tokens=7, inputs=2, outputs=9, rank=6, has_bias=False, scaling=0.5)
+@example(tokens=7, inputs=2, outputs=9, rank=6, has_bias=True, scaling=2.0)
+# The same with rows that the fast kernels do not know.
+@example(tokens=7, inputs=2, outputs=9, rank=3, has_bias=True, scaling=2.0)
 def test_it_is_base_plus_scaled_product(
     tokens: int, inputs: int, outputs: int, rank: int, has_bias: bool, scaling: float
 ) -> None:
@@ -59,14 +65,15 @@ def test_the_operation_keeps_its_promises_to_the_compiler() -> None:
     torch.library.opcheck(torch.ops.mltune.low_rank_linear.default, (x, weight, None, a, b, 0.5))
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_model_computes_what_peft_computes(dropout: float) -> None:
+def test_a_model_computes_what_peft_computes(dropout: float, *, together: bool) -> None:
     tokens = torch.arange(24).reshape(2, 12)
     results = []
     for ours in (False, True):
         model = network(lora_dropout=dropout)
         trained = trained_parameters(model)
-        copies = compute_in_base_format(model, trained) if ours else None
+        copies = compute_in_base_format(model, trained, together=together) if ours else None
         assert (copies is not None) == ours
         model.train()
         torch.manual_seed(1)
@@ -127,3 +134,65 @@ def test_other_kinds_of_adapters_are_left_to_peft(options: dict[str, Any]) -> No
     kinds = [type(module) for module in model.modules()]
     assert compute_in_base_format(model, trained_parameters(model)) is None
     assert [type(module) for module in model.modules()] == kinds
+
+
+def sharing() -> tuple[Any, Any, Any, torch.Tensor]:
+    """Return queries, keys and values of a layer that are computed together, and their input."""
+    model = network()
+    compute_in_base_format(model, trained_parameters(model), together=True)
+    attention = model.get_base_model().model.layers[0].self_attn
+    return attention.q_proj, attention.k_proj, attention.v_proj, torch.randn(1, 5, 32)
+
+
+def alone(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    adapter = x @ layer.compute_a.t() @ layer.compute_b.t()
+    result: torch.Tensor = x @ layer.base_layer.weight.t() + layer.scaling["default"] * adapter
+    return result
+
+
+def test_layers_that_read_the_same_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    *layers, x = sharing()
+    calls = []
+    compute = low_rank._base_plus_adapter
+    monkeypatch.setattr(
+        low_rank, "_base_plus_adapter", lambda *given: calls.append(1) or compute(*given)
+    )
+    for _ in range(2):
+        for layer in layers:
+            torch.testing.assert_close(layer(x), alone(layer, x))
+    assert len(calls) == 2
+    # Weights and scores of the base are there once.
+    places = {layer.base_layer.weight.untyped_storage().data_ptr() for layer in layers}
+    assert len(places) == 1
+    assert sum(layer.base_layer.weight.numel() for layer in layers) == 2 * 32 * 32
+
+
+@given(calls=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), max_size=9))
+def test_no_order_of_calls_mixes_them_up(calls: list[tuple[int, int]]) -> None:
+    *layers, x = sharing()
+    inputs = [x, x + 1]
+    for layer, number in calls:
+        expected = alone(layers[layer], inputs[number])
+        torch.testing.assert_close(layers[layer](inputs[number]), expected)
+
+
+def test_layers_of_different_kinds_are_not_computed_together() -> None:
+    model = network(rank_pattern={"k_proj": 2}, alpha_pattern={"k_proj": 1})
+    compute_in_base_format(model, trained_parameters(model), together=True)
+    attention = model.get_base_model().model.layers[0].self_attn
+    assert attention.q_proj.shared is None
+    x = torch.randn(1, 5, 32)
+    torch.testing.assert_close(attention.k_proj(x), alone(attention.k_proj, x))
+
+
+def test_the_compiler_takes_them_for_one_graph() -> None:
+    *layers, x = sharing()
+
+    def all_three(x: torch.Tensor) -> list[torch.Tensor]:
+        return [layer(x) for layer in layers]
+
+    compiled = torch.compile(all_three, backend="aot_eager", fullgraph=True)
+    for ours, theirs in zip(compiled(x), all_three(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    sum(out.sum() for out in compiled(x)).backward()
+    assert all(layer.compute_a.grad is not None for layer in layers)

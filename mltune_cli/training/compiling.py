@@ -1,0 +1,60 @@
+"""Compiling before the first step, on rows that no data decides.
+
+Where sizes vary, the compiler writes its kernels for the sizes that it sees first, and how a sum
+is split is among what it decides by them. Left to the first micro-batch that happens to come, that
+would be another one in each of several processes, and another one after a resumption: one recipe
+would come to several results. So it sees the same rows everywhere, and nothing is left to compile
+when training begins.
+"""
+
+import torch
+
+from mltune_cli.randomness import derived_seed
+from mltune_cli.recipe.schema import Recipe
+from mltune_cli.training.data.collating import IGNORED_LABEL, MicroBatch
+from mltune_cli.training.determinism import seed_all
+from mltune_cli.training.gradients import GradientFlow
+from mltune_cli.training.loss import summed_loss
+from mltune_cli.training.step import TrainingState
+
+
+def compile_ahead(state: TrainingState, recipe: Recipe) -> None:
+    """Let the compiler see rows of each kind, forwards and backwards; no number is kept.
+
+    Args:
+        state: at rest; its generators are seeded anew before every micro-batch, so that it does not
+            matter that some draw here.
+        recipe: resolved.
+    """
+    if not recipe.model.compile:
+        return
+    seed_all(derived_seed(recipe.reproducibility.seed, "compile"))
+    flow = GradientFlow.of(state.parameters, state.kernels.copies)
+    # The largest rows first, which training will come nearest to. Then others, for what is told
+    # to vary only when it has done so, and as often as it takes a layer to have been called before.
+    for documents in (1, 2, 3):
+        batch = _rows(recipe, documents)
+        state.model.train()
+        torch.autograd.backward(summed_loss(state.model, state.kernels, batch, state.device))
+        for tensor in flow.computing:
+            tensor.grad = None
+        state.model.eval()
+        with torch.no_grad():
+            summed_loss(state.model, state.kernels, batch, state.device)
+    state.model.train()
+
+
+def _rows(recipe: Recipe, documents: int) -> MicroBatch:
+    """Return a micro-batch of full rows of one document, or of shorter rows of several.
+
+    Without packing a row is one document, and what is shorter is the row.
+    """
+    count, longest = recipe.train.micro_batch_size, recipe.data.max_length
+    length = max(1, longest // documents)
+    width = length * documents if recipe.data.packing else length
+    ids = torch.zeros(count, width, dtype=torch.int64)
+    positions = torch.arange(width).remainder(length).expand(count, width).contiguous()
+    # Nobody predicts the first token of a document.
+    labels = torch.where(positions == 0, IGNORED_LABEL, ids)
+    targets = int((labels != IGNORED_LABEL).sum())
+    return MicroBatch(ids, labels, positions, torch.ones_like(ids), targets)
