@@ -13,9 +13,8 @@ def test_the_bundled_recipe_depends_on_no_condition(
     mltune: Any, short: tuple[str, ...], tmp_path: Path
 ) -> None:
     conditions = (
-        "threads", "loader-workers=2", "processes=2", "evaluation=1", "hash-seed",
-        "directory-order", "clock", "time-zone", "home", "umask", "working-directory",
-        "log.every_steps=2", "kill-and-resume",
+        "loader-workers=2", "processes=2", "evaluation=1", "hash-seed", "directory-order", "clock",
+        "time-zone", "home", "umask", "working-directory", "log.every_steps=2", "kill-and-resume",
     )  # fmt: skip
     flags = [part for condition in conditions for part in ("--vary", condition)]
     result = mltune("repro-check", *short, *flags, cwd=tmp_path)
@@ -35,7 +34,7 @@ def test_the_bundled_recipe_depends_on_no_condition(
 @pytest.mark.long
 @pytest.mark.parametrize(
     "condition",
-    ["threads", "loader-workers=2", "processes=2", "evaluation=1", "kill-and-resume", "hash-seed",
+    ["loader-workers=2", "processes=2", "evaluation=1", "kill-and-resume", "hash-seed",
      "directory-order", "clock", "time-zone", "cold-cache", "locale"],
 )  # fmt: skip
 def test_the_bundled_recipe_under_one_condition(
@@ -43,6 +42,20 @@ def test_the_bundled_recipe_under_one_condition(
 ) -> None:
     result = mltune("repro-check", *short, "--vary", condition, cwd=tmp_path)
     assert result.code == 0, result.stdout + result.stderr
+
+
+def test_more_threads_are_the_cause_wherever_they_decide_bits(
+    mltune: Any, short: tuple[str, ...], tmp_path: Path
+) -> None:
+    """On Intel's processors with AMX they do, in the backward pass of the output layer."""
+    result = mltune("repro-check", *short, "--vary", "threads=3", cwd=tmp_path)
+    report = json.loads((tmp_path / "repro_output" / "report.json").read_text())
+    if result.code == 0:
+        assert report["compared_steps"] == 3
+        return
+    assert result.code == 1, result.stdout + result.stderr
+    assert report["diagnosis"]["cause"] == "thread-count"
+    assert report["localisation"]["operation"]
 
 
 @pytest.mark.parametrize(

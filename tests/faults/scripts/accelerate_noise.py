@@ -1,5 +1,7 @@
 """accelerate, two processes: each adds noise from NumPy's generator, which nobody has seeded."""
 
+import time
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -16,4 +18,6 @@ for _ in range(3):
     optimizer.zero_grad()
     accelerator.backward(loss)
     optimizer.step()
+# Where gloo's thread has not let go of its last work, Python's end aborts: pytorch/pytorch#190489.
+time.sleep(0.5)
 accelerator.end_training()

@@ -1,5 +1,7 @@
 """accelerate: accumulation, clipping and dropout in as many processes as there are."""
 
+import time
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -17,4 +19,6 @@ for batch in loader:
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+# Where gloo's thread has not let go of its last work, Python's end aborts: pytorch/pytorch#190489.
+time.sleep(0.5)
 accelerator.end_training()

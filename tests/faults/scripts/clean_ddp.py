@@ -1,5 +1,7 @@
 """torchrun: averaged gradients, dropout, a sampler that gives each process its share."""
 
+import time
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -19,4 +21,6 @@ for batch in DataLoader(rows, batch_size=8, sampler=DistributedSampler(rows, see
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
+# Where gloo's thread has not let go of its last work, Python's end aborts: pytorch/pytorch#190489.
+time.sleep(0.5)
 dist.destroy_process_group()

@@ -1,5 +1,7 @@
 """torchrun: each process takes its share of a batch, and gradients are averaged."""
 
+import time
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -19,4 +21,6 @@ for _ in range(3):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+# Where gloo's thread has not let go of its last work, Python's end aborts: pytorch/pytorch#190489.
+time.sleep(0.5)
 dist.destroy_process_group()
