@@ -47,6 +47,12 @@ def test_the_whole_environment_of_a_local_run() -> None:
         "ONEDNN_DEFAULT_FPMATH_MODE": "BF16",
         "ONEDNN_MAX_CPU_ISA": "SSE41",
         "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",
+        "TORCHINDUCTOR_CACHE_DIR": "/cache",
+        "TORCHINDUCTOR_MAX_AUTOTUNE": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+        "TORCH_COMPILE_DISABLE": "1",
+        "TRITON_KERNEL_OVERRIDE": "1",
+        "TRITON_LIBCUDA_PATH": "/driver",
     }
     before = dict(inherited)
     assert worker_environment(recipe(reproducibility__threads=3), inherited) == {
@@ -60,6 +66,10 @@ def test_the_whole_environment_of_a_local_run() -> None:
         "MKL_NUM_THREADS": "3",
         "OPENBLAS_NUM_THREADS": "3",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "TORCHINDUCTOR_CACHE_DIR": "/cache",
+        "TORCHINDUCTOR_DETERMINISTIC": "1",
+        "TORCH_COMPILE_CACHE_KEY_TAG": "mltune-4-512-auto-alone",
+        "TRITON_LIBCUDA_PATH": "/driver",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -122,3 +132,19 @@ def test_runs_go_side_by_side_where_each_has_a_device_or_cores_of_its_own(
     assert len(side_by_side_slots(recipe(model__device="cpu"), 3)) == 2
     assert len(side_by_side_slots(recipe(model__device="cpu", reproducibility__threads=3), 1)) == 2
     assert side_by_side_slots(recipe(model__device="cpu", reproducibility__threads=99), 1) == [{}]
+
+
+def test_code_is_compiled_for_rows_of_one_size_alone() -> None:
+    """Another training's code would be taken from torch's caches where only sizes differ."""
+    name = "TORCH_COMPILE_CACHE_KEY_TAG"
+
+    def tag(**values: object) -> str:
+        return worker_environment(recipe(**values), {name: "mine"})[name]
+
+    same = [tag(), tag(train__learning_rate=1e-5), tag(reproducibility__seed=7)]
+    assert len(set(same)) == 1
+    other = [
+        tag(train__micro_batch_size=8), tag(data__max_length=64), tag(data__packing=True),
+        tag(evaluate__every_steps=5, data__validation="mltune/repro_dataset/validation.jsonl"),
+    ]  # fmt: skip
+    assert len({*same, *other}) == 5

@@ -27,7 +27,7 @@ def look(subject: Subject) -> Sequence[Finding]:
         shown = ", ".join(f"{name}={subject.variables[name]}" for name in on)
         findings.append(
             doubtful(
-                f"{shown}; mltune compiles nothing, and is not touched by it",
+                f"{shown}; mltune's own training sets it aside",
                 "in your own scripts a stopwatch chooses kernels, so a cold start may choose "
                 "others, with other bits",
                 "switch it off",
