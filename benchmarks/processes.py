@@ -23,7 +23,14 @@ _WARM_UP = 3
 
 
 def settings(folder: Path, steps: int, tokens: int, packs: int = 1) -> dict[str, str]:
-    """Return the recipe as `--set` pairs: LoRA on all linear layers, bf16, packs of `tokens`."""
+    """Return the recipe as `--set` pairs: LoRA on all linear layers, bf16.
+
+    Args:
+        folder: as `benchmarks/shapes.py` wrote it.
+        steps: of the run.
+        tokens: of a pack.
+        packs: of a micro-batch; a step has eight micro-batches.
+    """
     return {
         "model.name_or_path": str(folder / "model"),
         "model.dtype": "bfloat16",
@@ -96,6 +103,7 @@ def compare_reductions(pairs: dict[str, str], steps: int) -> None:
 
     from mltune_cli.recipe.layers import load_recipe
     from mltune_cli.training import gradients
+    from mltune_cli.training.compiling import compile_ahead
     from mltune_cli.training.determinism import settle
     from mltune_cli.training.processes import join_processes
     from mltune_cli.training.setup import prepare_run
@@ -105,6 +113,8 @@ def compare_reductions(pairs: dict[str, str], steps: int) -> None:
     assignments = [f"{key}={value}" for key, value in pairs.items()]
     recipe = load_recipe(None, {}, assignments).recipe
     run = prepare_run(recipe, partial(join_processes, node_rank=0))
+    if run.recipe.model.compile:
+        compile_ahead(run.state, run.recipe)
     collator = run.collator(run.train_data)
     tree = gradients.sum_over_processes
     kinds = {"tree": tree, "all_reduce": all_reduced_share}
@@ -151,14 +161,14 @@ def main() -> None:
     runs = {str(count): train(folder, f"on-{count}", pairs, count) for count in arguments.processes}
     # Another recipe, with kernels that can compute a divided model: compared among themselves.
     sharded = pairs | {"model.sharding": "fsdp"}
-    for count in () if arguments.no_sharded else (1, most):
-        runs[f"{count}, recipe with a sharded base"] = train(
-            folder, f"sharded-on-{count}", sharded, count
-        )
-    references = [next(iter(runs)), "1, recipe with a sharded base"]
+    references = dict.fromkeys(runs, next(iter(runs.values())))
+    for count in () if arguments.no_sharded or most == 1 else (1, most):
+        name = f"{count}, recipe with a sharded base"
+        runs[name] = train(folder, f"sharded-on-{count}", sharded, count)
+        references[name] = runs["1, recipe with a sharded base"]
     figures = {
         name: {
-            "different": different_files(runs[references["sharded" in name]], run),
+            "different": different_files(references[name], run),
             "step_seconds": step_seconds(run),
             "peak_memory_bytes": peak_bytes(run),
         }

@@ -42,7 +42,8 @@ class Stepper:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         gc.freeze()  # as the worker does
         self.run = prepare_run(recipe)
-        compile_ahead(self.run.state, self.run.recipe)
+        if self.run.recipe.model.compile:
+            compile_ahead(self.run.state, self.run.recipe)
         train = self.run.recipe.train
         self._count = train.micro_batches_per_step
         turns = self.run.processes.turns(self._count, in_step=self.run.state.in_step)
