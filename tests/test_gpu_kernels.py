@@ -33,7 +33,7 @@ def test_digests_of_tensors_do_not_tell_how_they_were_computed(
 ) -> None:
     from mltune_cli.training.kernels.digesting import mixed_sum_on_gpu
 
-    monkeypatch.setattr(digest, "_gpu_sums", [])
+    monkeypatch.setattr(digest, "_gpu_sum", None)
     tensors = {
         "large": torch.randn(3000, 3001), "half": torch.randn(77).bfloat16(),
         "bytes": torch.randn(16, 16).to(FORMAT), "whole": torch.arange(99), "none": torch.empty(0),

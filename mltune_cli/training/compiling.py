@@ -13,21 +13,19 @@ from mltune_cli.randomness import derived_seed
 from mltune_cli.recipe.schema import Recipe
 from mltune_cli.training.data.collating import IGNORED_LABEL, MicroBatch
 from mltune_cli.training.determinism import seed_all
-from mltune_cli.training.gradients import GradientFlow
+from mltune_cli.training.gradients import GradientFlow, drop_gradients
 from mltune_cli.training.loss import summed_loss
 from mltune_cli.training.step import TrainingState
 
 
 def compile_ahead(state: TrainingState, recipe: Recipe) -> None:
-    """Let the compiler see rows of each kind, forwards and backwards; no number is kept.
+    """Let the compiler see rows of each kind, as training will; no number is kept.
 
     Args:
         state: at rest; its generators are seeded anew before every micro-batch, so that it does not
             matter that some draw here.
-        recipe: resolved.
+        recipe: resolved; layers are compiled by it.
     """
-    if not recipe.model.compile:
-        return
     seed_all(derived_seed(recipe.reproducibility.seed, "compile"))
     flow = GradientFlow.of(state.parameters, state.kernels.copies)
     # The largest rows first, which training will come nearest to. Then others, for what is told
@@ -36,11 +34,11 @@ def compile_ahead(state: TrainingState, recipe: Recipe) -> None:
         batch = _rows(recipe, documents)
         state.model.train()
         torch.autograd.backward(summed_loss(state.model, state.kernels, batch, state.device))
-        for tensor in flow.computing:
-            tensor.grad = None
-        state.model.eval()
-        with torch.no_grad():
-            summed_loss(state.model, state.kernels, batch, state.device)
+        drop_gradients(flow.computing)
+        if recipe.evaluate.every_steps:
+            state.model.eval()
+            with torch.no_grad():
+                summed_loss(state.model, state.kernels, batch, state.device)
     state.model.train()
 
 

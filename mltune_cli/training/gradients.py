@@ -92,7 +92,7 @@ class _WholeGradients(_Tree):
         if turn.counts:
             self._put(turn, self._taken_vector(loss))
         else:
-            _drop_gradients(self._flow.computing)
+            drop_gradients(self._flow.computing)
 
     def _taken_vector(self, loss: torch.Tensor) -> torch.Tensor:
         """Take the gradients off the parameters, as one vector with the loss at its end.
@@ -103,7 +103,7 @@ class _WholeGradients(_Tree):
             torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
             for p in self._flow.computing
         ]
-        _drop_gradients(self._flow.computing)
+        drop_gradients(self._flow.computing)
         if any(part.dtype != torch.float32 for part in parts):
             parts = [torch.cat(parts).float()]  # widened in one pass instead of hundreds
         return torch.cat([*parts, loss.detach().float().reshape(1)])
@@ -126,7 +126,7 @@ class _DividedGradients(_Tree):
 
     def __init__(self, flow: GradientFlow, processes: Processes, count: int) -> None:
         super().__init__(flow, processes, count)
-        _drop_gradients(flow.computing)
+        drop_gradients(flow.computing)
 
     def add(self, turn: Turn, loss: torch.Tensor) -> None:
         # Every process takes part in every sum; what does not count is a gradient of zero.
@@ -138,6 +138,7 @@ class _DividedGradients(_Tree):
         return self._total()[0]
 
 
-def _drop_gradients(tensors: list[torch.Tensor]) -> None:
+def drop_gradients(tensors: list[torch.Tensor]) -> None:
+    """Forget the gradients that a backward pass gave to tensors."""
     for tensor in tensors:
         tensor.grad = None

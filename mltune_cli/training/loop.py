@@ -124,6 +124,9 @@ class _UnreadStep:
 def _train_from(start: Start, job: TrainingJob, run: PreparedRun, around: Surroundings) -> None:
     recipe, state, pipe = run.recipe, run.state, around.pipe
     steps = recipe.train.max_steps or 0
+    if recipe.model.compile:
+        pipe.send(Notice("compiling the layers"))
+        compile_ahead(state, recipe)
     manifest = build_manifest(job, run, start.provenance)
     for claim in manifest.claims:
         if not claim.holds:
@@ -136,10 +139,7 @@ def _train_from(start: Start, job: TrainingJob, run: PreparedRun, around: Surrou
     log = RunLog(files, trackers, steps, pipe, done_steps=state.step)
     pipe.send(_started(start, run, manifest, steps))
     course = _Course(start, run, log, steps, list(start.evaluations), job.trace)
-    if recipe.model.compile:
-        pipe.send(Notice("compiling the layers"))
     try:
-        compile_ahead(state, recipe)
         _run_steps(course, around)
     except NoVerdictError:
         with contextlib.suppress(OSError, NoVerdictError):

@@ -14,6 +14,7 @@ from mltune_cli.training.data.dataset import TokenisedDataset, prepare_dataset
 from mltune_cli.training.data.sources import FileSource, HubSource, find_source
 from mltune_cli.training.data.stream import BatchStream
 from mltune_cli.training.kernels.choice import choose_kernels
+from mltune_cli.training.kernels.compiler import why_no_gpu_compiler
 from mltune_cli.training.kernels.float8 import hold_in_float8
 from mltune_cli.training.kernels.installing import install_kernels
 from mltune_cli.training.model import (
@@ -85,7 +86,7 @@ def prepare_run(recipe: Recipe, meet: Callable[[str], Processes] | None = None) 
         recipe.model_copy(update={"model": section}), base.model, processes.device
     )
     recipe = choice.recipe
-    if recipe.model.compile and processes.device.type == "cuda":
+    if processes.device.type == "cuda" and why_no_gpu_compiler() is None:
         from mltune_cli.training.kernels.digesting import mixed_sum_on_gpu
 
         sum_on_gpu_by(mixed_sum_on_gpu)
@@ -105,12 +106,15 @@ def prepare_run(recipe: Recipe, meet: Callable[[str], Processes] | None = None) 
         recipe.reproducibility.seed,
         train_data.summary.digest,
     )
-    recipe, state, initial = _initial_state(base, _resolved(recipe, stream), processes)
+    recipe = _resolved(recipe, stream)
+    model, notices = _trainable_model(base, recipe, processes.device)
+    recipe, state, initial = _initial_state(base, model, recipe, processes)
     if recipe.data.packing:
         require_separable_documents(base, state)
     return PreparedRun(
-        recipe, processes, base, state, train_data, validation_data, stream, initial, choice.notices
-    )
+        recipe, processes, base, state, train_data, validation_data, stream, initial,
+        (*choice.notices, *notices),
+    )  # fmt: skip
 
 
 def alone_on(device_type: str) -> Processes:
@@ -133,20 +137,43 @@ def _is_divided(section: ModelSection, processes: Processes) -> bool:
     return section.sharding == "fsdp" and processes.size > 1
 
 
-def _initial_state(
-    base: BaseModel, recipe: Recipe, processes: Processes
-) -> tuple[Recipe, TrainingState, WitnessRecord]:
-    """Put the adapter on, then the model where it is computed: whole, or divided.
+def _trainable_model(
+    base: BaseModel, recipe: Recipe, device: torch.device
+) -> tuple[Any, tuple[str, ...]]:
+    """Put the adapter on, and hold the base as the recipe says.
 
     The adapter is drawn on the CPU whatever the device, so that how the model is placed later
     cannot change it.
+
+    Returns:
+        The model, and what the user has to be told of it.
     """
-    model: Any = prepare_trainable(base, recipe)
+    model = prepare_trainable(base, recipe)
+    if recipe.model.base_precision != "fp8":
+        return model, ()
+    whole: Any = base.model
+    held, left = hold_in_float8(whole.get_decoder(), device)
+    if not held:
+        raise RecipeValueError(
+            "model.base_precision",
+            f"fp8 holds none of this {whole.config.model_type} model's matrices: it takes linear "
+            "layers of sides that are multiples of 16; set it to dtype",
+        )
+    if not left:
+        return model, ()
+    notice = (
+        f"{left} of {held + left} linear layers stay in {recipe.model.dtype} instead of fp8: their "
+        "sides are no multiples of 16"
+    )
+    return model, (notice,)
+
+
+def _initial_state(
+    base: BaseModel, model: Any, recipe: Recipe, processes: Processes
+) -> tuple[Recipe, TrainingState, WitnessRecord]:
+    """Put the model where it is computed: whole, or divided."""
     trained = trained_parameters(model)
     in_step = _is_divided(recipe.model, processes)
-    if recipe.model.base_precision == "fp8":
-        whole: Any = base.model
-        hold_in_float8(whole.get_decoder(), processes.device)
     if not in_step and recipe.model.base_precision != "nf4":
         model.to(processes.device)
     initial = WitnessRecord(

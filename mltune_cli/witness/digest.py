@@ -26,17 +26,18 @@ _CPU_BUCKET_ELEMENTS = 1 << 18
 
 
 MixedSum = Callable[[torch.Tensor, int], torch.Tensor]
-# What computes `mixed_sum` on a GPU instead of torch, operation by operation.
-_gpu_sums: list[MixedSum] = []
+# What computes `mixed_sum` on a GPU; None where torch does, operation by operation.
+_gpu_sum: MixedSum | None = None
 
 
-def sum_on_gpu_by(kernel: MixedSum) -> None:
+def sum_on_gpu_by(kernel: MixedSum | None) -> None:
     """Compute digests on a GPU by a kernel of the caller's; no digest may change by that.
 
     Args:
-        kernel: returns what `mixed_sum` returns.
+        kernel: returns what `mixed_sum` returns; None for torch's own operations.
     """
-    _gpu_sums[:] = [kernel]
+    global _gpu_sum
+    _gpu_sum = kernel
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def mixed_sum(words: torch.Tensor, first_position: int) -> torch.Tensor:
     Returns:
         int64, no dimensions, on the device of `words`.
     """
-    if _gpu_sums and words.device.type == "cuda":
-        return _gpu_sums[0](words, first_position)
+    if _gpu_sum is not None and words.device.type == "cuda":
+        return _gpu_sum(words, first_position)
     count = words.numel()
     mixed = torch.arange(
         first_position + 1, first_position + 1 + count, dtype=torch.int64, device=words.device

@@ -158,18 +158,21 @@ def test_a_second_merge_has_the_same_bytes(
     assert contents(place) == contents(merged)
 
 
-def test_a_4_bit_run_is_merged_into_the_whole_base(run: Path, tmp_path: Path, mltune: Any) -> None:
+@pytest.mark.parametrize(("precision", "words"), [("nf4", "4 bits (NF4)"), ("fp8", "8 bits (FP8)")])
+def test_a_run_of_few_bits_is_merged_into_the_whole_base(
+    run: Path, tmp_path: Path, mltune: Any, precision: str, words: str
+) -> None:
     """And its card says so. The base keeps the dtype that it computed in."""
     edit_json(
         run / "manifest.json",
-        recipe__model__base_precision="nf4",
+        recipe__model__base_precision=precision,
         recipe__model__device="cuda",
         recipe__model__dtype="bfloat16",
     )
     done = mltune("export", "run", "out", "--merge", cwd=tmp_path)
     assert done.code == 0, done.stderr
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "The base was held in 4 bits (NF4) while the adapter was trained." in card
+    assert f"The base was held in {words} while the adapter was trained." in card
     assert "The adapter is merged into the unquantised base" in card
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 

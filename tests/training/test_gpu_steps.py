@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 
 from mltune_cli.recipe.schema import Recipe
+from mltune_cli.training.compiling import compile_ahead
+from mltune_cli.training.data.collating import MicroBatch
 from mltune_cli.training.setup import PreparedRun, prepare_run
 from mltune_cli.training.step import PendingStep, StepPlan, begin_step
 
@@ -18,13 +21,24 @@ SmokeRecipe = Callable[..., Recipe]
 STEPS = 4
 
 
-def begin(run: PreparedRun) -> PendingStep:
+def prepared(recipe: Recipe) -> PreparedRun:
+    run = prepare_run(recipe)
+    if run.recipe.model.compile:
+        compile_ahead(run.state, run.recipe)
+    return run
+
+
+def begin(run: PreparedRun, before_each: Callable[[], None] = lambda: None) -> PendingStep:
+    def collated(units: list[int]) -> MicroBatch:
+        before_each()
+        return collator.collate(units)
+
     collator, step = run.collator(run.train_data), run.state.step + 1
     count = run.recipe.train.micro_batches_per_step
     units = [run.stream.micro_batch(step, index) for index in range(count)]
     targets = run.train_data.unit_target_counts
     plan = StepPlan(count, int(sum(targets[u] for batch in units for u in batch)), 0, 1e-3, 1.0)
-    return begin_step(run.state, run.processes, map(collator.collate, units), plan)
+    return begin_step(run.state, run.processes, map(collated, units), plan)
 
 
 @pytest.mark.parametrize("precision", ["dtype", "fp8"])
@@ -34,7 +48,7 @@ def test_a_step_waits_once_and_nothing_is_compiled_after_ten(
     from torch._dynamo.utils import counters
     from torch.profiler import ProfilerActivity, profile
 
-    run = prepare_run(
+    run = prepared(
         smoke_recipe(
             model__device="cuda", model__dtype="bfloat16", model__base_precision=precision,
             adapter__dropout=0.0, train__max_steps=40,
@@ -63,7 +77,7 @@ def test_a_step_waits_once_and_nothing_is_compiled_after_ten(
 
 def test_steps_are_timed_by_the_gpu_itself(smoke_recipe: SmokeRecipe) -> None:
     """The program is ahead by a step: by its clock the last one would take no time at all."""
-    run = prepare_run(smoke_recipe(model__device="cuda", train__max_steps=40))
+    run = prepared(smoke_recipe(model__device="cuda", train__max_steps=40))
     for _ in range(10):
         begin(run).result()
     torch.cuda.synchronize()
@@ -93,16 +107,13 @@ def test_memory_that_nobody_wrote_decides_nothing(
     """0xFF makes NaN of every format; 0x3C makes numbers near 1 or far from 0."""
     witnesses = []
     for byte in (0x00, 0xFF, 0x3C):
-        run = prepare_run(
+        run = prepared(
             smoke_recipe(
                 model__device="cuda", model__dtype="bfloat16", adapter__dropout=dropout,
                 train__max_steps=40,
             )
         )  # fmt: skip
-        results = []
-        for _ in range(4):
-            leave_behind(byte)
-            results.append(begin(run).result())
-        witnesses.append([result.witness for result in results])
+        leave = partial(leave_behind, byte)
+        witnesses.append([begin(run, leave).result().witness for _ in range(4)])
     assert witnesses[1] == witnesses[0]
     assert witnesses[2] == witnesses[0]

@@ -1,6 +1,7 @@
 """A run is a function of its recipe: every method repeats, every bit-deciding value shows."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 
 from mltune_cli.manifest import read_manifest
 from mltune_cli.run_folder import ADAPTER, MODEL
+from mltune_cli.training import loop
+from mltune_cli.training.evaluation import EvaluationResult, evaluate
 
 pytestmark = [
     # Deprecated calls inside peft and transformers, on versions that we do not choose.
@@ -100,6 +103,24 @@ def test_evaluation_and_logging_leave_no_trace_in_the_adapter(run_training: RunT
     assert evaluated == [0, 1, 2, 3, 4]
     logged = [json.loads(line)["step"] for line in busy["training_log.jsonl"].splitlines()]
     assert logged == [3, 4], "every third step, and always the last"
+
+
+def test_seconds_are_those_of_the_steps_alone(
+    run_training: RunTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of what lies between them: an evaluation, a checkpoint, waiting for the disk."""
+
+    def slow(*arguments: Any) -> EvaluationResult:
+        time.sleep(2)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", slow)
+    run = run_training("a", evaluate__every_steps=1, train__max_steps=2)
+    lines = [json.loads(line) for line in run.lines("timings.jsonl")]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(0 < line["seconds"] < 1.5 for line in lines)
+    tokens = [line["tokens_per_second"] * line["seconds"] for line in lines]
+    assert all(abs(count - round(count)) < 0.01 * count and count > 100 for count in tokens)
 
 
 def test_nothing_of_clock_host_or_path_in_what_must_repeat(run_training: RunTraining) -> None:

@@ -97,9 +97,12 @@ def _judged(
             f"train.micro_batches_per_step={rows}"
         )
     else:
+        held = {"full": "", "dora": "hold the base in 4 bits (model.base_precision nf4), "}.get(
+            subject.recipe.adapter.method,
+            "hold the base in 8 or 4 bits (model.base_precision fp8 or nf4), ",
+        )
         remedy = (
-            "lower data.max_length, hold the base in 8 or 4 bits (model.base_precision fp8 or "
-            "nf4), or divide it over several GPUs (model.sharding fsdp)"
+            f"lower data.max_length, {held}or divide it over several GPUs (model.sharding fsdp)"
         )
         half = max(2, subject.recipe.data.max_length // 2)
         command = f"mltune train{subject.flags()} --set data.max_length={half}"

@@ -64,8 +64,8 @@ class DataSummary:
 class TokenisedDataset:
     """Random access to tokenised rows, grouped into units: one row, or one pack of documents.
 
-    Everything is read from memory maps, when it is first asked for: what opening costs does not
-    grow with the number of rows.
+    Everything is read from memory maps, when it is first asked for: what it takes of memory does
+    not grow with the number of rows.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -60,7 +60,10 @@ def choose_kernels(recipe: Recipe, model: Any, device: torch.device) -> Choice:
         raise RecipeValueError(
             "train.loss_kernel", f"chunked cannot be had: {whole}; set it to auto"
         )
-    uncompiled = _unfit_for_compiler(recipe, is_varlen=is_varlen, divided=divided)
+    lacking = why_no_gpu_compiler() if on_gpu else None
+    if section.compile is True and lacking:
+        raise RecipeValueError("model.compile", f"{lacking}; or set it to auto")
+    uncompiled = _unfit_for_compiler(recipe, is_varlen=is_varlen, divided=divided) or lacking
     values = {
         "model.attention": name,
         "data.packing": _decided(recipe.data.packing, otherwise=is_varlen and on_gpu),
@@ -133,4 +136,4 @@ def _unfit_for_compiler(recipe: Recipe, *, is_varlen: bool, divided: bool) -> st
         return "their weights are in 4 bits"
     if recipe.adapter.method == "dora":
         return "peft computes DoRA adapters, and cannot be compiled"
-    return why_no_gpu_compiler()
+    return None

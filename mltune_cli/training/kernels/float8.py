@@ -247,7 +247,7 @@ class Float8Linear(torch.nn.Linear):
         return out.view(*x.shape[:-1], -1)
 
 
-def hold_in_float8(layers: torch.nn.Module, device: torch.device) -> int:
+def hold_in_float8(layers: torch.nn.Module, device: torch.device) -> tuple[int, int]:
     """Hold the frozen weights of linear layers in eight bits, and bring them to a device.
 
     They are brought there one at a time, so that the device never holds more of them than it will.
@@ -257,11 +257,16 @@ def hold_in_float8(layers: torch.nn.Module, device: torch.device) -> int:
         device: where they will be computed.
 
     Returns:
-        How many layers are held so. Those stay as they are whose width tensor cores do not know.
+        How many layers are held so, and how many frozen ones stay as they are, since tensor cores
+        do not know their width.
     """
-    count = 0
+    held = left = 0
     for layer in layers.modules():
-        if type(layer) is torch.nn.Linear and _fits(layer):
+        if type(layer) is not torch.nn.Linear or _is_trained(layer):
+            continue
+        if any(size % _MULTIPLE for size in layer.weight.shape):
+            left += 1
+        else:
             weight = layer.weight.detach().to(device)
             quantised, scales = quantised_rows(weight)
             one: Any = layer
@@ -269,10 +274,9 @@ def hold_in_float8(layers: torch.nn.Module, device: torch.device) -> int:
             one.compute_dtype = weight.dtype
             one.weight = torch.nn.Parameter(quantised, requires_grad=False)
             one.register_buffer("weight_scales", scales[:, 0].contiguous(), persistent=False)
-            count += 1
-    return count
+            held += 1
+    return held, left
 
 
-def _fits(layer: torch.nn.Linear) -> bool:
-    frozen = not any(parameter.requires_grad for parameter in layer.parameters())
-    return frozen and not any(size % _MULTIPLE for size in layer.weight.shape)
+def _is_trained(layer: torch.nn.Linear) -> bool:
+    return any(parameter.requires_grad for parameter in layer.parameters())

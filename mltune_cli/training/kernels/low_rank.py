@@ -58,7 +58,7 @@ def _is_wide(x: torch.Tensor, weight: torch.Tensor, a: torch.Tensor) -> bool:
     """Tell whether to add to the result in a pass of its own takes longer than copying the factors.
 
     With the copies the adapter's part is but a few more columns of one product. The shapes alone
-    decide, so a recipe computes every micro-batch in the same way.
+    decide, so a micro-batch is computed in the same way wherever it is.
     """
     (tokens, inputs), outputs, rank = x.shape, weight.shape[0], a.shape[0]
     aligned = (inputs + rank) % _ALIGNMENT == 0

@@ -131,6 +131,18 @@ def test_a_machine_that_cannot_compile_says_what_is_missing(
     assert reason in result.notices[0]
 
 
+@pytest.mark.parametrize(("missing", "reason"), [("triton", "triton"), ("gcc", "C compiler")])
+def test_compiling_that_is_asked_for_and_cannot_be_had_is_refused(
+    choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch, missing: str, reason: str
+) -> None:
+    if missing == "triton":
+        monkeypatch.setattr(gpu_compiler.importlib.util, "find_spec", lambda name: None)
+    else:
+        monkeypatch.setattr(gpu_compiler.shutil, "which", lambda name: None)
+    with pytest.raises(RecipeValueError, match=rf"model\.compile: .*{reason}.*set it to auto"):
+        choose(network("llama"), model__compile=True)
+
+
 def test_what_is_asked_for_is_what_is_done(choose: Callable[..., Choice]) -> None:
     asked = {
         "model__attention": "eager", "model__compile": False, "data__packing": False,

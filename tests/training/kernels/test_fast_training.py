@@ -1,6 +1,9 @@
 """Training with the fast kernels, as far as a CPU computes them, against the plain ones."""
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +30,7 @@ pytestmark = [
 ]
 SmokeRecipe = Callable[..., Recipe]
 CPU = torch.device("cpu")
+PROJECT = Path(__file__).parents[3]
 FAST = {
     "model__attention": "varlen", "train__loss_kernel": "chunked",
     "adapter__compute_dtype": "model", "adapter__dropout": 0.0,
@@ -160,6 +164,35 @@ def test_a_base_in_eight_bits_learns_what_the_base_learns(
     assert sum(ours for ours, _ in losses[-10:]) < sum(theirs for _, theirs in losses[:10])
 
 
+def model_folder(folder: Path, kind: str, **values: Any) -> str:
+    """Write a model with random weights, for the bundled model's tokenizer."""
+    shutil.copytree(PROJECT / "mltune_cli" / "tiny_model", folder)
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    config = CONFIG_MAPPING[kind](**(SMALL | {"vocab_size": vocabulary} | values))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_base_of_which_nothing_fits_eight_bits_is_refused(
+    smoke_recipe: SmokeRecipe, tmp_path: Path
+) -> None:
+    values = {"model__base_precision": "fp8", "adapter__dropout": 0.0}
+    name = model_folder(tmp_path / "model", "gpt2", n_embd=32, n_head=4, n_layer=2)
+    recipe = smoke_recipe(**values, model__name_or_path=name)
+    with pytest.raises(RecipeValueError, match=r"base_precision: fp8 holds none of this gpt2"):
+        prepare_run(recipe)
+
+
+def test_layers_that_do_not_fit_eight_bits_are_told_of(
+    smoke_recipe: SmokeRecipe, tmp_path: Path
+) -> None:
+    values = {"model__base_precision": "fp8", "adapter__dropout": 0.0}
+    name = model_folder(tmp_path / "model", "llama", intermediate_size=40)
+    run = prepare_run(smoke_recipe(**values, model__name_or_path=name))
+    assert "9 of 21 linear layers stay in float32 instead of fp8" in run.notices[-1]
+
+
 @pytest.mark.parametrize("precision", ["dtype", "fp8"])
 def test_what_is_put_back_computes_as_it_did(smoke_recipe: SmokeRecipe, precision: str) -> None:
     """The copies that compute are no part of a checkpoint: they are made anew from it."""
@@ -187,7 +220,11 @@ def test_nothing_is_compiled_anew_over_lengths(
     for packing in (True, False):
         torch._dynamo.reset()  # type: ignore[no-untyped-call]
         counters.clear()
-        fast = prepare_run(smoke_recipe(**FAST, model__compile=True, data__packing=packing))
+        fast = prepare_run(
+            smoke_recipe(
+                **FAST, model__compile=True, data__packing=packing, evaluate__every_steps=1
+            )
+        )
         plain = prepare_run(smoke_recipe(**FAST, data__packing=packing))
         compile_ahead(fast.state, fast.recipe)
         compiled = dict(counters["stats"])
