@@ -118,28 +118,28 @@ def test_what_cannot_be_compiled_is_said(
     assert result.recipe.train.loss_kernel == ("whole" if is_divided else "chunked")
 
 
-@pytest.mark.parametrize(("missing", "reason"), [("triton", "triton"), ("gcc", "C compiler")])
-def test_a_machine_that_cannot_compile_says_what_is_missing(
-    choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch, missing: str, reason: str
-) -> None:
-    if missing == "triton":
+@pytest.fixture(params=["triton", "C compiler"])
+def lacking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a machine with a GPU has not, in words."""
+    if request.param == "triton":
         monkeypatch.setattr(gpu_compiler.importlib.util, "find_spec", lambda name: None)
     else:
         monkeypatch.setattr(gpu_compiler.shutil, "which", lambda name: None)
+    return str(request.param)
+
+
+def test_a_machine_that_cannot_compile_says_what_is_missing(
+    choose: Callable[..., Choice], lacking: str
+) -> None:
     result = choose(network("llama"))
     assert chosen(result) == ("varlen", False, True, "chunked")
-    assert reason in result.notices[0]
+    assert lacking in result.notices[0]
 
 
-@pytest.mark.parametrize(("missing", "reason"), [("triton", "triton"), ("gcc", "C compiler")])
 def test_compiling_that_is_asked_for_and_cannot_be_had_is_refused(
-    choose: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch, missing: str, reason: str
+    choose: Callable[..., Choice], lacking: str
 ) -> None:
-    if missing == "triton":
-        monkeypatch.setattr(gpu_compiler.importlib.util, "find_spec", lambda name: None)
-    else:
-        monkeypatch.setattr(gpu_compiler.shutil, "which", lambda name: None)
-    with pytest.raises(RecipeValueError, match=rf"model\.compile: .*{reason}.*set it to auto"):
+    with pytest.raises(RecipeValueError, match=rf"model\.compile: .*{lacking}.*set it to auto"):
         choose(network("llama"), model__compile=True)
 
 
