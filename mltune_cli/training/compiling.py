@@ -45,10 +45,12 @@ def compile_ahead(state: TrainingState, recipe: Recipe) -> None:
 def _rows(recipe: Recipe, documents: int) -> MicroBatch:
     """Return a micro-batch of full rows of one document, or of shorter rows of several.
 
-    Without packing a row is one document, and what is shorter is the row.
+    Without packing a row is one document, and what is shorter is the row. No document has less
+    than two tokens, the second of which is predicted.
     """
     count, longest = recipe.train.micro_batch_size, recipe.data.max_length
-    length = max(1, longest // documents)
+    documents = min(documents, longest // 2)
+    length = longest // documents
     width = length * documents if recipe.data.packing else length
     ids = torch.zeros(count, width, dtype=torch.int64)
     positions = torch.arange(width).remainder(length).expand(count, width).contiguous()

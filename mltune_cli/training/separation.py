@@ -1,6 +1,7 @@
 """Whether packed documents are kept apart: asked of the model itself, as it will be trained."""
 
 import inspect
+from dataclasses import replace
 
 import torch
 
@@ -36,12 +37,16 @@ def require_separable_documents(base: BaseModel, state: TrainingState) -> None:
         )
     vocabulary = int(config.get_text_config().vocab_size)
     first, other, second = (torch.arange(_LENGTH) * factor % vocabulary for factor in (3, 5, 7))
+    kernels = state.kernels
+    if kernels.flat is not None:
+        # The training's rows may be shorter.
+        kernels = replace(kernels, flat=replace(kernels.flat, longest=_LENGTH, tokens=None))
     was_training = state.model.training
     state.model.eval()
     # The layers are compiled for the training's rows; two short ones are not worth it.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         costs = [
-            float(summed_loss(state.model, state.kernels, _pair(start, second), state.device))
+            float(summed_loss(state.model, kernels, _pair(start, second), state.device))
             for start in (first, (other + 1) % vocabulary)
         ]
     state.model.train(was_training)

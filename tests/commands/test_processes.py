@@ -284,3 +284,26 @@ def test_a_loader_process_that_is_killed_is_no_verdict_and_no_hang(
     code, printed = run.end(60, tidy=False)
     assert code == 125
     assert f"DataLoader worker (pid {loader}) is killed by signal: Killed" in printed
+
+
+@pytest.mark.long
+def test_compiled_layers_do_not_depend_on_the_number_of_processes(
+    mltune: MltuneRun, tmp_path: Path, repeated_files: Repeated
+) -> None:
+    """Each with compilers that know nothing yet; rows of other sizes come first in each process."""
+    values = (
+        "model.compile=true", "model.attention=varlen", "train.loss_kernel=chunked",
+        "adapter.compute_dtype=model", "model.dtype=bfloat16", "data.packing=false",
+        "train.max_steps=3", "train.warmup_steps=0", "evaluate.every_steps=3",
+    )  # fmt: skip
+    flags = [part for value in values for part in ("--set", value)]
+    files = []
+    for count in ("1", "2"):
+        done = mltune(
+            "train", *flags, "--nproc-per-node", count, "--output-dir", count, cwd=tmp_path,
+            env={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"compiled-{count}")}, timeout=600,
+        )  # fmt: skip
+        assert done.code == 0, done.stderr
+        assert any((tmp_path / f"compiled-{count}").iterdir())
+        files.append(repeated_files(tmp_path / count))
+    assert files[0] == files[1]

@@ -94,4 +94,3 @@ def test_no_micro_batch_is_read_otherwise_than_another(rows: Rows, width: int | 
         flat.targets.places,
     )  # fmt: skip
     assert all(part.storage_offset() % 8 == 0 for part in parts)
-    assert flat.starts.data_ptr() % 64 == 0

@@ -244,6 +244,20 @@ def test_nothing_is_compiled_anew_over_lengths(
     torch._dynamo.reset()  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("longest", [2, 3, 5])
+def test_the_shortest_rows_are_compiled_as_well(
+    smoke_recipe: SmokeRecipe, monkeypatch: pytest.MonkeyPatch, longest: int
+) -> None:
+    monkeypatch.setattr(installing, "BACKEND", "aot_eager")
+    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+    values = {"data__packing": True, "data__loss_on": "all", "data__max_length": longest}
+    run = prepare_run(smoke_recipe(**FAST, **values, model__compile=True))
+    compile_ahead(run.state, run.recipe)
+    assert begin(run).result().loss > 0
+    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+
+
 @pytest.mark.parametrize("late", [1, 2])
 def test_steps_that_were_begun_after_one_that_is_not_finite_change_nothing(
     smoke_recipe: SmokeRecipe, late: int
