@@ -16,6 +16,7 @@ from mltune_cli.reproduction.observations import (
     drawn_before_seed,
     rows_are_the_same,
     seeds,
+    threads,
 )
 from mltune_cli.reproduction.report import Diagnosis, FirstDifference, Localisation
 from mltune_cli.witness.record import WitnessRecord
@@ -149,6 +150,7 @@ def diagnose(case: Case, try_pair: TryPair) -> Diagnosis:
                 return found
     except NoVerdictError as error:
         inquiry.evidence.append(f"an experiment failed: {error.message.splitlines()[0]}")
+    inquiry.evidence.extend(_first_use(inquiry))
     return inquiry.conclude("unknown")
 
 
@@ -360,6 +362,19 @@ def _control_flow(inquiry: _Inquiry) -> Diagnosis | None:
             f"an input of {_call(where)} comes from outside torch, and is not the same",
         )
     return None
+
+
+def _first_use(inquiry: _Inquiry) -> Iterator[str]:
+    """Say what is known of differences that do not come again, where it may be the reason."""
+    case = inquiry.case
+    several = threads(case.records[0])
+    if case.difference.stage != "loss" or several == 1 or case.has_parted_again:
+        return
+    yield (
+        f"torch computed with {several} threads: the first call of exp, cos or another vector "
+        "function by several threads at once is known to give other numbers now and then, see "
+        "docs/causes.md; whether it did here cannot be told afterwards"
+    )
 
 
 def _add_call(inquiry: _Inquiry) -> None:

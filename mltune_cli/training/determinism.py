@@ -21,6 +21,7 @@ def settle(threads: int) -> None:
     """
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
+    _use_vector_functions_once()
     torch.use_deterministic_algorithms(mode=True, warn_only=False)
     # Fresh memory would be filled, thousands of times a step: 3.4 % of one on a GPU. Whoever reads
     # memory that nobody wrote gets other bits in another run, and that is what is found here.
@@ -31,6 +32,15 @@ def settle(threads: int) -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+def _use_vector_functions_once() -> None:
+    """Let this thread alone be the first to call MKL's vector functions (exp, cos, erf, ...).
+
+    Where several threads are the first, at once, one of them may compute its share with another
+    accuracy, or NaN: seen with torch 2.13.0, about once in a hundred processes of a busy machine.
+    """
+    torch.ones(8).cos()
 
 
 def settings() -> dict[str, str | int | bool]:

@@ -143,6 +143,16 @@ ROWS = (
         "A difference in the loss has been reported by others.", (),
         unplanted="what parts such runs is not known, so there is nothing to plant; mltune does "
         "not claim that they repeat, and `repro-check` refuses to check them"),
+    Row(0, "The first use of a vector function by several threads",
+        "On a CPU with several threads, about one process in a hundred computes half of its first "
+        "exp, cos, sin or erf of 2048 numbers or more with errors of 1e-4, or NaN; never again "
+        "after that. Rotary embeddings of a first batch are enough, so the first loss differs, and "
+        "two later runs agree. Seen with torch 2.13.0 and MKL on Intel's processors, more often on "
+        "a busy machine: threads that are all the first to call MKL's vector functions. Call one "
+        "of them on a few numbers before anything else (`torch.ones(8).cos()`), as `mltune train` "
+        "does, or use one thread.", (),
+        unplanted="it comes by chance, and cannot be made to come; `repro-check` answers `unknown` "
+        "and names the possibility"),
     Row(0, "The same rows in another order",
         "Batches hold the same rows, differently dealt.", ("data-order",),
         ("plain_order_of_arrival",)),

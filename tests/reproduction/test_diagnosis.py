@@ -216,3 +216,29 @@ def test_every_cause_has_a_remedy() -> None:
         assert cause.title
         assert cause.remedy
         assert check(name.replace("-", ""))
+
+
+@pytest.mark.parametrize(
+    ("threads", "stage", "is_named"),
+    [(2, "loss", True), (1, "loss", False), (2, "gradients", False)],
+)
+def test_what_does_not_come_again_may_be_the_first_use_of_a_vector_function(
+    threads: int, stage: str, is_named: bool
+) -> None:
+    found = diagnose(
+        case(
+            difference=difference(stage, 1), has_parted_again=False,
+            records=([start(threads=threads)], [start(threads=threads)]),
+        ),
+        Experiments(""),
+    )  # fmt: skip
+    assert found.cause == "unknown"
+    assert any("vector function" in line for line in found.evidence) == is_named
+
+
+def test_what_comes_again_is_no_first_use() -> None:
+    found = diagnose(
+        case(records=([start(threads=2)], [start(threads=2)])), Experiments("nothing-helps")
+    )
+    assert found.cause == "unknown"
+    assert not any("vector function" in line for line in found.evidence)

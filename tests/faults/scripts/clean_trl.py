@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, HfArgumentParser, set_seed
@@ -11,6 +12,8 @@ from trl import SFTConfig, SFTTrainer
 
 model_folder, data, *rest = sys.argv[1:]
 (arguments,) = HfArgumentParser(SFTConfig).parse_args_into_dataclasses(rest)
+# Several threads must not be the first to use MKL's vector functions: docs/causes.md.
+torch.ones(8).cos()
 
 set_seed(arguments.seed)
 rows = map(json.loads, Path(data).read_text(encoding="utf-8").splitlines())

@@ -4,12 +4,15 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 model_folder, data, output = sys.argv[1:]
+# Several threads must not be the first to use MKL's vector functions: docs/causes.md.
+torch.ones(8).cos()
 
 set_seed(5)
 tokenizer = AutoTokenizer.from_pretrained(model_folder)

@@ -5,12 +5,15 @@ import random
 import sys
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
 model_folder, data, output = sys.argv[1:]
+# Several threads must not be the first to use MKL's vector functions: docs/causes.md.
+torch.ones(8).cos()
 
 lines = Path(data).read_text(encoding="utf-8").splitlines()
 rows = [row for row in map(json.loads, lines) if "messages" in row]
