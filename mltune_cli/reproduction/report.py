@@ -18,6 +18,7 @@ _STAGE_MEANINGS = {
     "rng_python": "something drew from Python's random numbers in one run and not in the other",
     "rng_numpy": "something drew from NumPy's random numbers in one run and not in the other",
     "loss": "the forward pass gave another loss from the same rows",
+    "buffers": "what the model keeps beside its weights (running statistics) was not the same",
     "gradients": "the backward pass gave other gradients from the same loss",
     "clipped_gradients": "clipping gave other gradients",
     "hyperparameters": "the optimizer's settings were not the same",

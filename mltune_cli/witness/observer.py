@@ -276,8 +276,16 @@ class Observer:
             state = dict(state_tensors(optimizer, names))
             step.pending["optimizer"] = [pending_held(state)]
             step.pending["parameters"] = [pending_held(parameters)]
+            # Not before the first step: the forward pass has changed them by then.
+            buffers = self._models[optimizer].buffers()
+            if buffers:
+                step.pending["buffers"] = [pending_held(buffers)]
             if self._per_tensor:
-                each = {"optimizer": _each(state), "parameters": _each(parameters)}
+                each = {
+                    "optimizer": _each(state),
+                    "buffers": _each(buffers),
+                    "parameters": _each(parameters),
+                }
                 step.facts["tensors"] |= each
             digests = step.resolve()
         self._steps += 1

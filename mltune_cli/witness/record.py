@@ -14,6 +14,7 @@ STAGES = (
     "rng_python",
     "rng_numpy",
     "loss",
+    "buffers",
     "gradients",
     "clipped_gradients",
     "hyperparameters",

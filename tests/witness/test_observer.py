@@ -258,3 +258,40 @@ def test_single_tensors_are_named_on_request(tmp_path: Path) -> None:
     assert differing_tensors((pair[0], pair[1]), 1, "gradients") == []
     optimizer = pair[0][1].facts["tensors"]["optimizer"]
     assert {"0.0 weight.exp_avg", "0.1 bias.exp_avg_sq", "0.0 weight.step"} <= optimizer.keys()
+
+
+def normalised(feed: torch.Tensor | None = None) -> None:
+    """Train a model with running statistics; what it is fed besides reaches nothing else."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    model.register_buffer("scratch", torch.empty(4).fill_(torch.rand(()).item()), persistent=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        if feed is not None:
+            with torch.no_grad():
+                model(feed)
+        model(torch.arange(12.0).view(4, 3)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_running_statistics_are_a_stage_of_their_own(tmp_path: Path) -> None:
+    for name, feed in (("a", None), ("b", torch.ones(2, 3))):
+        with witness(tmp_path / name, per_tensor=True):
+            normalised(feed)
+    first, second = records(tmp_path / "a"), records(tmp_path / "b")
+    assert first[0] == second[0]
+    differing = {
+        stage for stage in first[1] if stage != "facts" and first[1][stage] != second[1][stage]
+    }
+    assert differing == {"buffers"}
+    assert set(first[1]["facts"]["tensors"]["buffers"]) == {
+        "1.num_batches_tracked", "1.running_mean", "1.running_var",
+    }  # fmt: skip
+    assert "buffers" not in _witness_of_a_linear_layer(tmp_path)[1]
+
+
+def _witness_of_a_linear_layer(folder: Path) -> list[dict[str, Any]]:
+    with witness(folder / "c"):
+        train()
+    return records(folder / "c")
