@@ -29,8 +29,9 @@ class NamedModel:
     def buffers(self) -> dict[str, torch.Tensor]:
         """Return what the modules keep beside parameters and save with them, as it is now."""
         found: dict[str, torch.Tensor] = {}
-        for module in filter(None, (reference() for reference in self.modules)):
-            for name, buffer in _saved_buffers(module):
+        for module in (reference() for reference in self.modules):
+            # Not by its truth: modules may have a length, or refuse to tell it.
+            for name, buffer in () if module is None else _saved_buffers(module):
                 found.setdefault(name, buffer)
         return dict(sorted(found.items()))
 

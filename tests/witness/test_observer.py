@@ -275,6 +275,22 @@ def normalised(feed: torch.Tensor | None = None) -> None:
         optimizer.zero_grad()
 
 
+class Mute(torch.nn.Linear):
+    """What `torch.compile` returns has a length, and raises where the module has none."""
+
+    def __len__(self) -> int:
+        raise TypeError
+
+
+def test_a_module_that_refuses_its_length_is_watched(tmp_path: Path) -> None:
+    model = Mute(2, 2)
+    with witness(tmp_path):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert [record["step"] for record in records(tmp_path)] == [0, 1]
+
+
 def test_running_statistics_are_a_stage_of_their_own(tmp_path: Path) -> None:
     for name, feed in (("a", None), ("b", torch.ones(2, 3))):
         with witness(tmp_path / name, per_tensor=True):
