@@ -207,8 +207,15 @@ def _variation_cause(condition: str) -> str:
 
 
 def _settings(inquiry: _Inquiry) -> Diagnosis | None:
-    """Compare what both runs said about torch and the machine at their start."""
+    """Compare what both runs said about torch and the machine at their start.
+
+    Where they part before an operation computes, at other numbers or another call, no kernel and
+    no number of threads can be why.
+    """
+    where = inquiry.case.localisation
+    is_computed = where is None or where.differs == "output"
     for name, mine, theirs in differing_settings(inquiry.case.records):
+        evidence = f"{name} was {mine} in one run and {theirs} in the other"
         cause = {
             "threads": "thread-count",
             "capability": "instruction-set",
@@ -216,7 +223,9 @@ def _settings(inquiry: _Inquiry) -> Diagnosis | None:
             "tf32": "precision-setting",
             "default dtype": "precision-setting",
         }.get(name, "environment")
-        return inquiry.conclude(cause, f"{name} was {mine} in one run and {theirs} in the other")
+        if is_computed or cause == "environment":
+            return inquiry.conclude(cause, evidence)
+        inquiry.evidence.append(evidence)
     return None
 
 

@@ -9,6 +9,7 @@ values: 0 differs from -0, and a NaN equals the same NaN.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -101,6 +102,37 @@ def tensors_digest(
     return resolved([pending_digest(tensors, compute_on)])[0]
 
 
+def readable(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what this process holds of a tensor, of any kind, as plain numbers in memory.
+
+    Of a quantised tensor these are its codes, then its scales and zero points.
+    """
+    if type(tensor) in _PLAIN_TENSORS and tensor.layout is torch.strided:
+        if tensor.is_quantized:
+            return _quantised_parts(tensor)
+        return tensor.resolve_conj().resolve_neg()
+    local: Any = tensor.detach()
+    if hasattr(local, "to_local"):  # a tensor that is divided over processes
+        local = local.to_local()
+    if local.layout is not torch.strided:
+        local = local.coalesce() if local.layout is torch.sparse_coo else local
+        local = local.to_dense()
+    held: torch.Tensor = local.resolve_conj().resolve_neg()
+    return held
+
+
+_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+
+
+def _quantised_parts(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        scale = torch.tensor([tensor.q_scale(), tensor.q_zero_point()])
+    else:
+        scale = torch.cat([tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()])
+    # Every code is a whole number that a float64 holds.
+    return torch.cat([tensor.int_repr().reshape(-1).double(), scale.double()])
+
+
 def mixed_sum(words: torch.Tensor, first_position: int) -> torch.Tensor:
     """Return the sum, modulo 2**64, of every word mixed with its position.
 
@@ -130,7 +162,7 @@ def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     waiting: list[torch.Tensor] = []
     held = 0
     for tensor in tensors:
-        count = tensor.numel()
+        count = 0 if tensor.is_meta else tensor.numel()  # which has a shape and no numbers
         most = _CPU_BUCKET_ELEMENTS if tensor.device.type == "cpu" else _BUCKET_ELEMENTS
         is_same = bool(waiting) and (
             tensor.dtype is waiting[0].dtype and tensor.device == waiting[0].device

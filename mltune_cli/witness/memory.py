@@ -9,6 +9,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 BEFORE = -1
 # Above this a partial write counts as a whole one: the map would be as large as the memory.
 _LARGEST_MAP = 1 << 28
+# Above this what reserved memory held is not kept, and a write from outside torch is not noticed.
+_LARGEST_COPY = 1 << 26
 
 
 @dataclass
@@ -20,12 +22,18 @@ class _Piece:
         made_by: place of the operation that wrote it last.
         is_raw: allocated, and not written whole.
         written: one flag for each byte of raw memory that is written in part.
+        reserved: the bytes of raw memory as they were when it was reserved.
     """
 
     alive: StorageWeakRef
     made_by: int | None = None
     is_raw: bool = False
     written: torch.Tensor | None = None
+    reserved: torch.Tensor | None = None
+
+    def is_filled(self) -> None:
+        """Note that there is nothing left that was only reserved."""
+        self.is_raw, self.written, self.reserved = False, None, None
 
 
 @dataclass
@@ -45,6 +53,7 @@ class Memory:
         piece = self._piece(tensor)
         if piece is not None:
             piece.made_by, piece.is_raw, piece.written = record, _byte_count(tensor) > 0, None
+            piece.reserved = _copy_of_bytes(tensor)
 
     def wrote(self, tensor: torch.Tensor, record: int) -> None:
         """Note that an operation has written a tensor, which may be a part of its storage."""
@@ -57,7 +66,7 @@ class Memory:
         total = _byte_count(tensor)
         is_whole = tensor.numel() * tensor.element_size() >= total and tensor.is_contiguous()
         if is_whole or total > _LARGEST_MAP:
-            piece.is_raw, piece.written = False, None
+            piece.is_filled()
             return
         if piece.written is None:
             piece.written = torch.zeros(total, dtype=torch.bool)
@@ -69,11 +78,27 @@ class Memory:
         return piece.made_by if piece is not None else None
 
     def is_uninitialised(self, tensor: torch.Tensor) -> bool:
-        """Tell whether a tensor shows memory that nothing has written."""
+        """Tell whether a tensor shows memory that nothing has written.
+
+        Memory that holds something else than when it was reserved was written by somebody whom the
+        trace does not see, such as NumPy: then nobody is known to have made it.
+        """
         piece = self._known(tensor)
         if piece is None or not piece.is_raw or tensor.numel() == 0:
             return False
-        return piece.written is None or not bool(_bytes_of(tensor, piece.written).all())
+        written = None if piece.written is None else _bytes_of(tensor, piece.written)
+        if written is not None and bool(written.all()):
+            return False
+        if piece.reserved is None:
+            return True
+        changed = _bytes_of(tensor, _bytes(tensor)) != _bytes_of(tensor, piece.reserved)
+        if written is not None:
+            changed &= ~written.to(changed.device)
+        if not bool(changed.any()):
+            return True
+        piece.is_filled()
+        piece.made_by = None
+        return False
 
     def _known(self, tensor: torch.Tensor) -> _Piece | None:
         storage = _storage(tensor)
@@ -100,10 +125,28 @@ def _byte_count(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
-def _bytes_of(tensor: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
-    """Return the flags of the bytes that a tensor shows, shape (*tensor.shape, bytes)."""
+def _copy_of_bytes(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Return what a tensor's storage holds, where it holds anything and not too much."""
+    if tensor.is_meta or not 0 < _byte_count(tensor) <= _LARGEST_COPY:
+        return None
+    try:
+        return _bytes(tensor).clone()
+    except (RuntimeError, NotImplementedError):  # a fake tensor
+        return None
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's storage, byte by byte."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def _bytes_of(tensor: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """Return what of a storage's bytes, or of flags for them, a tensor shows.
+
+    Shape (*tensor.shape, bytes of an element).
+    """
     width = tensor.element_size()
-    return written.as_strided(
+    return whole.as_strided(
         (*tensor.shape, width),
         (*(stride * width for stride in tensor.stride()), 1),
         tensor.storage_offset() * width,

@@ -5,8 +5,9 @@ the process, once for each optimizer.
 """
 
 import gc
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
 from weakref import ref
 
 import torch
@@ -19,58 +20,79 @@ class NamedModel:
     Attributes:
         names: of the optimizer's parameters, by id.
         frozen: the other parameters of the same modules, in order.
-        modules: those modules.
+        owners: the modules inside that keep something beside parameters, each with its name.
     """
 
     names: dict[int, str]
     frozen: dict[str, torch.Tensor]
-    modules: tuple["ref[torch.nn.Module]", ...] = ()
+    owners: tuple[tuple[str, "ref[torch.nn.Module]"], ...] = ()
 
     def buffers(self) -> dict[str, torch.Tensor]:
         """Return what the modules keep beside parameters and save with them, as it is now."""
-        found: dict[str, torch.Tensor] = {}
-        for module in (reference() for reference in self.modules):
-            # Not by its truth: modules may have a length, or refuse to tell it.
-            for name, buffer in () if module is None else _saved_buffers(module):
-                found.setdefault(name, buffer)
-        return dict(sorted(found.items()))
+        found = _Named()
+        for prefix, reference in self.owners:
+            owner = reference()
+            if owner is None:  # not by its truth: modules may have a length, or refuse to tell it
+                continue
+            for name in _saved_buffers(owner):
+                buffer = owner._buffers[name]
+                if buffer is not None:
+                    found.add(f"{prefix}.{name}" if prefix else name, buffer)
+        return dict(sorted(found.tensors.items()))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Tensors of several modules, each once, with a name of its own."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    _seen: set[int] = field(default_factory=set)
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        if id(tensor) in self._seen:
+            return
+        self._seen.add(id(tensor))
+        free, number = name, 1
+        while free in self.tensors:
+            number += 1
+            free = f"{name} ({number})"
+        self.tensors[free] = tensor
 
 
 def find_model(parameters: Iterable[torch.Tensor]) -> NamedModel:
     """Find the modules that parameters belong to."""
-    wanted = {id(parameter) for parameter in parameters}
+    wanted = {id(parameter): place for place, parameter in enumerate(parameters)}
     # `type`, not isinstance: some libraries' lazy objects import things when asked for a class.
     modules = [one for one in gc.get_objects() if issubclass(type(one), torch.nn.Module)]
     inner = {id(child) for module in modules for child in module.children()}
+    outermost = [
+        (module, list(module.named_parameters())) for module in modules if id(module) not in inner
+    ]
+
+    def rank(held: tuple[torch.nn.Module, list[tuple[str, torch.nn.Parameter]]]) -> Any:
+        module, own = held
+        # Modules alike stand in the optimizer's order: the collector's is another in each run.
+        first = min((wanted[id(p)] for _, p in own if id(p) in wanted), default=len(wanted))
+        return -len(own), type(module).__name__, first
+
     names: dict[int, str] = {}
-    frozen: dict[str, torch.Tensor] = {}
-    holders: list[ref[torch.nn.Module]] = []
-    outermost = [module for module in modules if id(module) not in inner]
+    frozen = _Named()
+    owners: list[tuple[str, ref[torch.nn.Module]]] = []
     # Wrappers that keep a model in a list are outermost too; the largest one names everything.
-    for module in sorted(outermost, key=_size, reverse=True):
-        own = list(module.named_parameters())
+    for module, own in sorted(outermost, key=rank):
         if not any(id(p) in wanted and id(p) not in names for _, p in own):
             continue
-        holders.append(ref(module))
+        owners += [
+            (name, ref(one)) for name, one in module.named_modules() if any(_saved_buffers(one))
+        ]
         for name, parameter in own:
             if id(parameter) in wanted:
                 names.setdefault(id(parameter), name)
             elif not parameter.requires_grad:
-                frozen.setdefault(name, parameter)
-    return NamedModel(names, dict(sorted(frozen.items())), tuple(holders))
+                frozen.add(name, parameter)
+    return NamedModel(names, dict(sorted(frozen.tensors.items())), tuple(owners))
 
 
-def _saved_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the buffers that a module's state has; others are scratch, or computed when needed."""
-    for prefix, owner in module.named_modules():
-        for name, buffer in owner._buffers.items():
-            if (
-                buffer is not None
-                and not buffer.is_meta
-                and name not in owner._non_persistent_buffers_set
-            ):
-                yield f"{prefix}.{name}" if prefix else name, buffer
-
-
-def _size(module: torch.nn.Module) -> tuple[int, str]:
-    return sum(1 for _ in module.parameters()), type(module).__name__
+def _saved_buffers(module: torch.nn.Module) -> list[str]:
+    """Return the names of a module's buffers that are saved; others are scratch, or computed."""
+    return [name for name in module._buffers if name not in module._non_persistent_buffers_set]

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.autograd.graph import GradientEdge
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -166,9 +167,14 @@ class Observer:
 
     def _watch_loss(self, backward: Any) -> Any:
         def watched(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            roots = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+            if isinstance(tensors, torch.Tensor | GradientEdge):
+                tensors = (tensors,)
+            else:
+                tensors = tuple(tensors)  # it may be a generator
+            # A gradient edge has no value, only a place in the graph.
+            losses = [one for one in tensors if isinstance(one, torch.Tensor)]
             with _untraced():
-                self._seen.losses.append(pending_held(dict(enumerate_names(roots))))
+                self._seen.losses.append(pending_held(dict(enumerate_names(losses))))
             return backward(tensors, *args, **kwargs)
 
         return watched

@@ -1,5 +1,6 @@
 """What a witness digests of a training loop that it does not know."""
 
+import functools
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mltune_cli.witness.digest import PendingDigest, pending_digest, resolved
+from mltune_cli.witness.digest import PendingDigest, pending_digest, readable, resolved
 from mltune_cli.witness.record import bytes_digest, chained_digest
 
 
@@ -117,21 +118,27 @@ def _readable(read: Callable[[], Any]) -> Any:
         return "set by fp32_precision"
 
 
-def value_digest(value: Any) -> str:
+def value_digest(value: Any, _inside: tuple[int, ...] = ()) -> str:
     """Return the digest of a batch: tensors, arrays, numbers and text in any nesting."""
     if isinstance(value, torch.Tensor):
         return held_digest({"": value})
+    if id(value) in _inside:  # it holds itself
+        return bytes_digest(f"the one {len(_inside) - _inside.index(id(value))} above".encode())
+    inner = functools.partial(value_digest, _inside=(*_inside, id(value)))
     if isinstance(value, Mapping) or hasattr(value, "keys"):
         return chained_digest(
             part for key in sorted(value.keys(), key=str)
-            for part in (str(key), value_digest(value[key]))
+            for part in (str(key), inner(value[key]))
         )  # fmt: skip
     if isinstance(value, list | tuple):
-        return chained_digest(map(value_digest, value))
-    if hasattr(value, "__dict__") and not callable(value):
-        return value_digest(vars(value))
+        return chained_digest(map(inner, value))
     if hasattr(value, "tobytes") and hasattr(value, "dtype"):
-        return bytes_digest(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+        kind = f"{value.dtype}{value.shape}"
+        if getattr(value.dtype, "hasobject", False):  # whose bytes are addresses
+            return chained_digest([kind, inner(value.tolist())])
+        return bytes_digest(kind.encode() + value.tobytes())
+    if hasattr(value, "__dict__") and not callable(value):
+        return inner(vars(value))
     return bytes_digest(_plain(value).encode())
 
 
@@ -180,20 +187,4 @@ def held_digest(tensors: Mapping[Any, torch.Tensor]) -> str:
 def pending_held(tensors: Mapping[Any, torch.Tensor]) -> PendingDigest:
     """Begin to compute the digest of what this process holds of some tensors, as it is now."""
     with torch.no_grad():
-        return pending_digest({str(name): _dense(tensor) for name, tensor in tensors.items()})
-
-
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    if type(tensor) in _PLAIN_TENSORS and tensor.layout is torch.strided:
-        return tensor
-    local: Any = tensor.detach()
-    if hasattr(local, "to_local"):  # a tensor that is divided over processes
-        local = local.to_local()
-    if local.layout is not torch.strided:
-        local = local.coalesce() if local.layout is torch.sparse_coo else local
-        local = local.to_dense()
-    held: torch.Tensor = local
-    return held
-
-
-_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+        return pending_digest({str(name): readable(tensor) for name, tensor in tensors.items()})

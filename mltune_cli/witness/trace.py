@@ -28,7 +28,7 @@ from mltune_cli.witness.calls import (
     random_state,
     spelled_arguments,
 )
-from mltune_cli.witness.digest import PendingDigest, pending_digest, resolved
+from mltune_cli.witness.digest import PendingDigest, pending_digest, readable, resolved
 from mltune_cli.witness.memory import Memory
 from mltune_cli.witness.random_calls import RandomCalls
 from mltune_cli.witness.trace_record import (
@@ -199,9 +199,10 @@ class OperationTrace(TorchDispatchMode):
         return ()
 
     def _seen(self, tensor: torch.Tensor, *, produced: bool) -> "_Seen":
+        is_raw = self._memory.is_uninitialised(tensor)
         made_by = None if produced else self._memory.made_by(tensor)
         dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
-        if self._memory.is_uninitialised(tensor):
+        if is_raw:
             return _Seen(TracedTensor(UNINITIALISED, dtype, shape, made_by))
         if self._request.executions == 1 and not self._has_room(tensor):
             # Nobody asks for its digest now: the device is not waited for.
@@ -225,8 +226,8 @@ class OperationTrace(TorchDispatchMode):
             return
         self._kept_bytes += size
         # Through memory of the host, without NumPy, which the script may not have.
-        held = _dense(tensor).cpu().contiguous()
-        path.write_bytes(ctypes.string_at(held.data_ptr(), size) if size else b"")
+        held = readable(tensor).cpu().contiguous()
+        path.write_bytes(ctypes.string_at(held.data_ptr(), held.nbytes) if size else b"")
 
     def _write(
         self,
@@ -271,7 +272,7 @@ def _pending(tensor: torch.Tensor) -> PendingDigest | None:
     if tensor.device.type == "meta":
         return None
     try:
-        return pending_digest({"": _dense(tensor)})
+        return pending_digest({"": readable(tensor)})
     except (RuntimeError, NotImplementedError):  # an opaque kind, a fake tensor
         return None
 
@@ -280,17 +281,6 @@ def _digest(tensor: torch.Tensor) -> str:
     """Return a tensor's digest; empty where it has no bits to read."""
     pending = _pending(tensor)
     return resolved([pending])[0] if pending is not None else ""
-
-
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    local: Any = tensor.detach()
-    if hasattr(local, "to_local"):  # a tensor that is divided over processes
-        local = local.to_local()
-    if local.layout is not torch.strided:
-        local = local.coalesce() if local.layout is torch.sparse_coo else local
-        local = local.to_dense()
-    held: torch.Tensor = local.resolve_conj().resolve_neg()
-    return held
 
 
 def open_trace(folder: Path, stem: str, request: TraceRequest) -> OperationTrace:

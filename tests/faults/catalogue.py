@@ -102,6 +102,7 @@ BY_REPETITION = (
     Fault("plain_order_of_arrival", None, "data-order", 1, ("batch",)),
     Fault("plain_dropped_row", None, "data-content", 1, ("batch",)),
     Fault("plain_numpy_augmentation", None, "unseeded-random-numbers", 1, ("loss",)),
+    Fault("plain_numpy_fill", None, "unseeded-random-numbers", 1, ("loss",), operation="addmm"),
     Fault("plain_statistics", None, "unseeded-random-numbers", 2, ("buffers",)),
     Fault("plain_unseeded_workers", None, "unseeded-random-numbers", 1, ("batch",)),
     Fault("plain_precision", None, "precision-setting", 1, ("loss",), is_long=False),

@@ -242,3 +242,11 @@ def test_what_comes_again_is_no_first_use() -> None:
     )
     assert found.cause == "unknown"
     assert not any("vector function" in line for line in found.evidence)
+
+
+def test_threads_do_not_explain_numbers_that_come_from_outside() -> None:
+    runs = ([start(threads=1)], [start(threads=2)])
+    found = diagnose(case(records=runs, localisation=place("input")), Experiments("seeds"))
+    assert found.cause == "unseeded-random-numbers"
+    assert "threads was 1 in one run and 2 in the other" in found.evidence
+    assert diagnose(case(records=runs, localisation=place()), Experiments()).cause == "thread-count"

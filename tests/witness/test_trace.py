@@ -243,18 +243,42 @@ def test_a_read_of_memory_that_nothing_wrote_is_told(tmp_path: Path) -> None:
     assert uninitialised_reads(tmp_path / "b") == []
 
 
+@torch.library.custom_op("mltune_tests::empty", mutates_args=())
+def garbage(size: int) -> torch.Tensor:
+    """Reserve memory, as `torch.empty` does, in which something stands that nobody wrote."""
+    return torch.full((size,), _GARBAGE.pop())
+
+
+_GARBAGE: list[float] = []
+
+
 def test_what_was_never_written_is_blamed_before_the_operation(tmp_path: Path) -> None:
-    def poisoned(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    _GARBAGE[:] = range(64)
+    found = compared(
+        tmp_path,
+        step_with(lambda hidden: hidden + garbage(16)),
+        step_with(lambda hidden: hidden + garbage(16)),
+    )
+    assert found is not None
+    assert (found.reads_uninitialised, found.differs) == (True, "output")
+
+
+@pytest.mark.parametrize("is_begun", [False, True], ids=["all of it", "the rest"])
+def test_what_numpy_filled_is_no_garbage(tmp_path: Path, is_begun: bool) -> None:
+    def filled(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         def fault(hidden: torch.Tensor) -> torch.Tensor:
             offset = torch.empty(16)
-            offset.numpy()[:] = value  # torch does not see it, as it sees no garbage
+            if is_begun:
+                offset[:8] = 0.5
+            offset.numpy()[8 if is_begun else 0 :] = value
             return hidden + offset
 
         return fault
 
-    found = compared(tmp_path, step_with(poisoned(1.0)), step_with(poisoned(2.0)))
+    found = compared(tmp_path, step_with(filled(1.0)), step_with(filled(2.0)))
     assert found is not None
-    assert (found.reads_uninitialised, found.differs) == (True, "output")
+    assert (found.reads_uninitialised, found.differs) == (False, "input")
+    assert not found.was_written_outside
 
 
 def test_a_write_that_torch_does_not_see_is_told(tmp_path: Path) -> None:
