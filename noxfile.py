@@ -109,6 +109,7 @@ def docs(session: nox.Session) -> None:
     session.run("python", "tools/write_reference.py", "--check")
     session.run("python", "tools/write_causes.py", "--check")
     session.run("python", "tools/write_dockerfile.py", "--check")
+    session.run("python", "tools/record_terminal.py", "--check")
     session.run("pytest", "tests/test_docs.py", *session.posargs)
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "mltune_cli"
 # From the bottom to the top. A module may import its own room and those below. Rooms that stand in
 # one tuple are side by side; the modules of `launching` are, too.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "errors", "digests", "randomness"),
+    ("__init__", "command_secrets", "errors", "digests", "randomness"),
     ("bundled", "recipe"),
     ("manifest", "model_shape"),
     ("memory_estimate",),

@@ -228,6 +228,8 @@ def test_the_gate_over_all_outcomes(
     assert ended.returncode == (0 if opens else 1)
     assert ("::error::smoke-cpu: " in ended.stdout) is (cpu != "success")
     assert ("::error::smoke-gpu-docker: " in ended.stdout) is (gpu not in ("success", "skipped"))
+    # A label would not have helped where smoke-cpu failed.
+    assert ("the label gpu asks for it" in ended.stdout) is (cpu == "success" and gpu == "skipped")
     assert f"| smoke-cpu | {cpu} |\n| smoke-gpu-docker | {gpu} |\n" in page.read_text()
 
 
@@ -332,6 +334,15 @@ class Runner:
             "PATH": ":".join([str(self.python / "bin"), *others]),
         }  # fmt: skip
 
+    def seeing(self, script: str) -> str:
+        """Let the environment that a script makes see what the runner sees, as if downloaded."""
+        (site,) = (self.python / "lib").glob("python*/site-packages")
+        packages = (site / "installed.pth").read_text().strip()
+        seen = f"""
+        echo {packages} > "$(echo "$RUNNER_TEMP"/mltune/lib/python*/site-packages)/installed.pth"
+        """
+        return script.replace('"$RUNNER_TEMP/mltune"\n', f'"$RUNNER_TEMP/mltune"\n{seen}\n')
+
     def run(
         self, workspace: Path, job: dict[str, Any], values: Mapping[str, str],
         environment: Mapping[str, Any] | None = None, change: Callable[[str], str] = str,
@@ -368,11 +379,10 @@ def values(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def clone(project: Path, tmp_path: Path) -> Path:
-    """A clean clone of this project, as a commit of everything here would give it."""
+    """A clean clone of this project: what is tracked alone, so that a forgotten file is missed."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=project, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        ["git", "ls-files"], cwd=project, capture_output=True, text=True, check=False
+    )
     if listed.returncode:
         pytest.skip("not a checkout")
     origin = tmp_path / "origin"
@@ -392,12 +402,20 @@ def assert_artifacts(folder: Path) -> None:
         assert (folder / "repro_output" / name).exists(), name
 
 
+def no_golden(recipe: str) -> str:
+    return (
+        "::notice::there is no golden.json, so the runs are held against each other alone; "
+        f"to keep their result: mltune repro-check --config {recipe} --record golden.json\n"
+    )
+
+
 def test_smoke_cpu_in_a_clean_clone(runner: Runner, clone: Path, values: dict[str, str]) -> None:
     job = read(clone / SMOKE)["jobs"]["smoke-cpu"]
     code, output = runner.run(clone, job, values)
     assert code == 0, output
     assert "Successfully installed mltune-" in output
     assert "reproducible: 2 runs of smoke are equal bit for bit over 20 steps" in output
+    assert no_golden("templates/recipes/smoke.yaml") in output
     assert "reproducible" in runner.summary.read_text()
     assert_artifacts(clone)
     status = subprocess.run(
@@ -434,14 +452,14 @@ def test_smoke_cpu_of_a_new_project(
     folder = tmp_path / "project"
     shutil.copytree(new_project, folder)
     flow = read(folder / SMOKE)
-    (default,) = EXPRESSION.findall(flow["env"]["MLTUNE"])
-    assert default == f"vars.MLTUNE || 'mltune=={version('mltune')}'"
-    values |= {default: str(pack_wheel(tmp_path / "wheels"))}
     job = flow["jobs"]["smoke-cpu"]
+    # As the page of the settings has it: a variable of the repository.
+    values |= {"vars.MLTUNE": str(pack_wheel(tmp_path / "wheels"))}
 
     code, output = runner.run(folder, job, values, flow["env"])
     assert code == 0, output
     assert "reproducible: 2 runs of recipe are equal bit for bit" in output
+    assert no_golden("recipe.yaml") in output
     assert_artifacts(folder)
     command = runner.python / "bin" / "mltune"
     recorded = subprocess.run(
@@ -452,6 +470,7 @@ def test_smoke_cpu_of_a_new_project(
     code, output = runner.run(folder, job, values, flow["env"])
     assert code == 0, output
     assert "reproduced: " in output
+    assert "there is no golden.json" not in output
     # The change that the gate is for.
     recipe = folder / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("learning_rate: 5e-3", "learning_rate: 4e-3"))
@@ -462,6 +481,41 @@ def test_smoke_cpu_of_a_new_project(
     assert_artifacts(folder)
 
 
+@pytest.mark.parametrize("source", ["", "mltune", f"mltune=={version('mltune')}", "mltune[qlora]"])
+def test_a_new_project_never_installs_mltune_by_its_bare_name(
+    source: str, runner: Runner, new_project: Path, values: dict[str, str]
+) -> None:
+    """Nobody says that what an index has under this name is this project."""
+    flow = read(new_project / SMOKE)
+    job = flow["jobs"]["smoke-cpu"]
+    code, output = runner.run(new_project, job, values | {"vars.MLTUNE": source}, flow["env"])
+    assert code == 2
+    assert output == (
+        "::error::the repository variable MLTUNE must say where mltune is installed from: "
+        "a wheel, or git+https://HOST/OWNER/mltune@COMMIT\n"
+    )
+    assert flow["jobs"]["smoke-gpu-docker"]["needs"] == "smoke-cpu"
+
+
+BARE_NAME = re.compile(r"pip3? install[^\n|&`]*[\s'\"]mltune(?![\w./-])")
+
+
+def test_nothing_installs_mltune_by_its_bare_name(project: Path) -> None:
+    kinds = {".md", ".yml", ".yaml", ".j2", ".sh", ".txt", ".toml", ".py", ""}
+    pages = [
+        path for name in ("docs", "templates", ".github", "benchmarks", "mltune_cli")
+        for path in (project / name).rglob("*")
+        if path.is_file() and path.suffix in kinds
+    ]  # fmt: skip
+    pages += [project / name for name in ("README.md", "CONTRIBUTING.md", "action.yml")]
+    assert len(pages) > 100
+    for path in pages:
+        found = BARE_NAME.search(path.read_text(encoding="utf-8"))
+        assert found is None, f"{path}: {found[0] if found else ''}"
+    for line in ("pip install mltune", "pip install 'mltune[qlora]'", 'pip install -q "mltune==1"'):
+        assert BARE_NAME.search(line)
+
+
 @pytest.mark.parametrize("whose", WHOSE)
 def test_the_gpu_job_asks_for_what_build_image_takes(
     whose: str, runner: Runner, clone: Path, new_project: Path, values: dict[str, str],
@@ -470,18 +524,11 @@ def test_the_gpu_job_asks_for_what_build_image_takes(
     """All of it but the engine: `--dry-run` settles the same plan and asks none."""
     folder = {"own": clone, "new": new_project}[whose]
     flow = read(folder / SMOKE)
-    values |= {f"vars.MLTUNE || 'mltune=={version('mltune')}'": str(pack_wheel(tmp_path / "w"))}
+    values |= {"vars.MLTUNE": str(pack_wheel(tmp_path / "w"))}
     job = flow["jobs"]["smoke-gpu-docker"]
-    # The job's own environment sees what the runner sees, as a download would give it.
-    (site,) = (runner.python / "lib").glob("python*/site-packages")
-    packages = (site / "installed.pth").read_text().strip()
 
     def planned(script: str) -> str:
-        seen = f"""
-        echo {packages} > "$(echo "$RUNNER_TEMP"/mltune/lib/python*/site-packages)/installed.pth"
-        """
-        script = script.replace('"$RUNNER_TEMP/mltune"\n', f'"$RUNNER_TEMP/mltune"\n{seen}\n')
-        return script.replace(" build-image ", " build-image --dry-run ")
+        return runner.seeing(script).replace(" build-image ", " build-image --dry-run ")
 
     code, output = runner.run(folder, job, values, flow.get("env"), planned)
     assert code == 0, output
@@ -519,26 +566,52 @@ def test_publishing_tells_the_digest(
     (programs / "mltune").chmod(0o755)
     output = tmp_path / "output"
 
-    def publish(index: str) -> subprocess.CompletedProcess[str]:
+    def publish(
+        index: str, registry: str = "registry.invalid", has_password: str = "true"
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*SHELL, settings["run"] + step["run"]], cwd=clone, capture_output=True, text=True,
             env={
                 **os.environ, "PATH": f"{programs}:{Path(sys.executable).parent}:/usr/bin:/bin",
                 "GITHUB_OUTPUT": str(output), "GITHUB_REF_NAME": name, "GITHUB_REF_TYPE": kind,
                 "GITHUB_REPOSITORY": "Me/Project", "GITHUB_SHA": "0123456789" * 4,
-                "TORCH_INDEX_URL": index, "IMAGE_REGISTRY": "registry.invalid",
+                "TORCH_INDEX_URL": index, "IMAGE_REGISTRY": registry,
+                "HAS_REGISTRY_PASSWORD": has_password,
             },
         )  # fmt: skip
 
     refused = publish("")
     assert refused.returncode == 2
     assert "::error::the repository variable TORCH_INDEX_URL is not set" in refused.stdout
+    for registry in ("registry.invalid", "ghcr.io.example", "ghcr.io/x", "https://ghcr.io"):
+        refused = publish("https://example.invalid/cpu", registry, "false")
+        assert refused.returncode == 2
+        assert "::error::the job's own token is for ghcr.io alone" in refused.stdout
     assert not output.exists()
     done = publish("https://example.invalid/cpu")
     assert done.returncode == 0, done.stderr
     assert f"cpu image {REGISTRY}:{tag}\n" in done.stdout
     assert "--build-arg PIP_EXTRA_INDEX_URL=https://example.invalid/cpu" in done.stdout
     assert output.read_text() == f"image={PUSHED}\n"
+
+
+def test_the_jobs_own_token_goes_to_githubs_registry_alone(project: Path) -> None:
+    flow = read(project / ".github/workflows/publish-image.yml")
+    logins = [
+        step["with"] for job in flow["jobs"].values() for step in job["steps"]
+        if "login-action" in step.get("uses", "")
+    ]  # fmt: skip
+    assert len(logins) == 2
+    for login in logins:
+        assert login["registry"] == "${{ vars.IMAGE_REGISTRY }}"
+        (password,) = EXPRESSION.findall(login["password"])
+        guard, _, other = password.partition(" || ")
+        assert guard == "vars.IMAGE_REGISTRY == 'ghcr.io' && secrets.GITHUB_TOKEN"
+        assert other == "secrets.IMAGE_REGISTRY_PASSWORD"
+    text = (project / ".github/workflows/publish-image.yml").read_text()
+    assert text.count("GITHUB_TOKEN") == 2
+    has_password = flow["jobs"]["publish"]["env"]["HAS_REGISTRY_PASSWORD"]
+    assert has_password == "${{ secrets.IMAGE_REGISTRY_PASSWORD != '' }}"
 
 
 TRAIN = """
@@ -590,13 +663,48 @@ def test_the_action_checks_a_command(project: Path, mltune_command: Path, tmp_pa
         assert code == 2, output
     assert run(command=f"true {planted}")[0] == 125
     assert not (workspace / "planted").exists()
+    # What cannot be read is wrong input, no verdict about the runs and no traceback.
+    for command, problem in (
+        ('python "t.py', "cannot be split as a shell would: No closing quotation"),
+        ("python t.py \\", "cannot be split as a shell would: No escaped character"),
+        ("  ", "is blank; leave it out, or name a program"),
+        ("\n", "is blank; leave it out, or name a program"),
+    ):
+        assert run(command=command) == (2, f"::error::command: {problem}\n")
+
+
+def test_the_action_installs_mltune_beside_the_jobs_python(
+    project: Path, runner: Runner, clone: Path, values: dict[str, str], tmp_path: Path
+) -> None:
+    """The steps of the action one after the other, from its own commit to the verdict."""
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    (workspace / "train.py").write_text(TRAIN)
+    action = read(project / "action.yml")
+    given = {name: one["default"] for name, one in action["inputs"].items()}
+    given |= {
+        "command": f"{sys.executable} train.py",
+        "torch-index": values["vars.TORCH_INDEX_URL"],
+    }
+    filled_in = {f"inputs.{name}": text for name, text in given.items()}
+    filled_in["steps.python.outputs.python-path"] = str(runner.python / "bin" / "python")
+    code, output = runner.run(
+        workspace, {"steps": action["runs"]["steps"]}, filled_in,
+        {"GITHUB_ACTION_PATH": str(clone)}, runner.seeing,
+    )  # fmt: skip
+    assert code == 0, output
+    assert "Successfully installed mltune-" in output
+    assert "reproducible: 2 runs of " in output
+    assert (workspace / "repro_output" / "report.json").exists()
+    # The job's own Python is what it was.
+    assert not (runner.python / "bin" / "mltune").exists()
 
 
 def test_the_action_needs_three_lines(project: Path) -> None:
     inputs = read(project / "action.yml")["inputs"]
     assert all("default" in given and given["description"] for given in inputs.values())
     page = (project / "docs" / "ci.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"(?s)```yaml\n(- uses: mltune/mltune@.*?)```", page)
+    (example,) = re.findall(r"(?s)```yaml\n(- uses: OWNER/mltune@COMMIT\n.*?)```", page)
     (step,) = yaml.safe_load(example)
     assert len(example.strip().splitlines()) == 3
     assert set(step["with"]) <= set(inputs)

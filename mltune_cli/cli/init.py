@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from mltune_cli.cli.program import app
+from mltune_cli.errors import UsageError
 
 
 @app.command()
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Made where it is missing.", show_default=False)
-    ] = Path(),
+        str, typer.Argument(metavar="DIR", help="Made where it is missing.", show_default=False)
+    ] = ".",
     gpu: Annotated[
         bool, typer.Option("--gpu", help="A recipe that computes on CUDA where there is one.")
     ] = False,
@@ -28,4 +29,8 @@ def init(
     from mltune_cli.commands import init as command
     from mltune_cli.scaffolding.project_files import continuous_named
 
-    raise typer.Exit(command.init(folder, gpu=gpu, ci=continuous_named(ci), force=force))
+    if not folder:
+        # As a path it would be the present folder, and what was meant is an unset variable.
+        raise UsageError("DIR is empty; name a folder, or leave it out for the present one")
+    code = command.init(Path(folder), gpu=gpu, ci=continuous_named(ci), force=force)
+    raise typer.Exit(code)

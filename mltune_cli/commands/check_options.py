@@ -2,11 +2,11 @@
 
 import errno
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mltune_cli.command_secrets import command_without_secrets
 from mltune_cli.errors import UsageError
 from mltune_cli.reproduction.golden import GoldenEntry, SubjectKind, require_recordable
 from mltune_cli.reproduction.golden_source import read_source
@@ -84,7 +84,9 @@ class Reference:
         is_file = against is not None and not against.is_dir()
         file = str(against) if is_file else "golden.json"
         command = ["--", *self.command] if self.command is not None else []
-        return shlex.join(["mltune", "repro-check", *self.flags, "--record", file, *command])
+        return command_without_secrets(
+            ["mltune", "repro-check", *self.flags, "--record", file, *command]
+        )
 
 
 def read_reference(
@@ -128,9 +130,11 @@ def require_place(flag: str, path: Path) -> None:
     """
     if path.is_dir():
         raise UsageError(f"{flag} {path}: is a folder; name a file")
-    if not path.parent.is_dir():
-        raise UsageError(f"{flag} {path}: there is no folder {path.parent}; make it first")
-    probe = path.with_name(f".{path.name}.part")
+    # What a link leads to is written.
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if not place.parent.is_dir():
+        raise UsageError(f"{flag} {path}: there is no folder {place.parent}; make it first")
+    probe = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
         probe.touch()
         probe.unlink()

@@ -6,7 +6,13 @@ from mltune_cli.commands.stopping import second_signal_held
 from mltune_cli.errors import ExitCode
 from mltune_cli.rendering.console import print_notice
 from mltune_cli.rendering.scaffolding import print_project
-from mltune_cli.scaffolding.project_files import CHECK_COMMAND, Continuous, project_files
+from mltune_cli.scaffolding.installation import pinned_source
+from mltune_cli.scaffolding.project_files import (
+    CHECK_COMMAND,
+    WORKFLOW,
+    Continuous,
+    project_files,
+)
 from mltune_cli.scaffolding.writing import write_project
 
 
@@ -23,10 +29,17 @@ def init(folder: Path, *, gpu: bool, ci: Continuous, force: bool) -> ExitCode:
         UsageError: a file is in the way, or the folder cannot be written.
         NoVerdictError: the machine failed.
     """
-    files = project_files(folder.absolute().name or folder.resolve().name, gpu=gpu, ci=ci)
+    title = folder.absolute().name or folder.resolve().name
+    mltune = pinned_source()
+    files = project_files(title, gpu=gpu, ci=ci, mltune=mltune)
     with second_signal_held():
         project = write_project(folder, files, force=force)
     print_project(project, CHECK_COMMAND)
+    if ci == "github" and mltune is None:
+        print_notice(
+            "note: the workflow needs the repository variable MLTUNE, which says where mltune is "
+            f"installed from; {WORKFLOW} tells how"
+        )
     top = _repository_above(folder)
     if ci == "github" and top is not None:
         print_notice(

@@ -1,25 +1,33 @@
 """`--against RUN` alone: what a run trained, from what the run says of itself."""
 
-import shlex
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from mltune_cli.command_secrets import HIDDEN
 from mltune_cli.errors import UsageError
 from mltune_cli.manifest import MANIFEST_FILE, read_manifest
 from mltune_cli.recipe.layers import LoadedRecipe
 from mltune_cli.recipe.schema import Recipe
-from mltune_cli.reproduction.golden_source import read_source
+from mltune_cli.reproduction.golden_source import checked_command, read_source
 
 
 def replayed_command(run: Path) -> list[str] | None:
     """Return the command of an earlier check's output; None where a recipe was trained.
 
     Raises:
-        UsageError: it is neither a run nor the output of a check.
+        UsageError: it is neither a run nor the output of a check, or its command had a secret,
+            which no report keeps.
     """
-    entry = read_source(run)[0]
-    return shlex.split(entry.subject) if entry.kind == "command" else None
+    if read_source(run)[0].kind == "recipe":
+        return None
+    command = checked_command(run)
+    if any(HIDDEN in word for word in command):
+        raise UsageError(
+            f"--against {run}: its command had a secret, which is not kept; give the command after "
+            "--"
+        )
+    return command
 
 
 def replayed_recipe(run: Path) -> LoadedRecipe:

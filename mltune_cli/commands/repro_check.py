@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mltune_cli import __version__
+from mltune_cli.command_secrets import secrets_in, text_without
 from mltune_cli.commands.check_options import CheckOptions, Reference
 from mltune_cli.commands.git_facts import current_commit
 from mltune_cli.commands.processes import process_shape
@@ -41,6 +42,7 @@ from mltune_cli.reproduction.recipe_laboratory import RecipeLaboratory
 from mltune_cli.reproduction.repeated_commands import RepeatedCommands
 from mltune_cli.reproduction.repeated_runs import RepeatedRuns
 from mltune_cli.reproduction.report import ReproductionReport
+from mltune_cli.reproduction.report_secrets import report_without
 
 
 class _Check(Protocol):
@@ -206,6 +208,7 @@ class _CommandCheck(_Checking):
 
     def run(self, run_count: int) -> ReproductionReport:
         view = ReproductionView(run_count)
+        secrets = secrets_in([*self.command, *self.options.variations])
         runs = RepeatedCommands(
             command=self.command,
             conditions=self.conditions,
@@ -214,7 +217,7 @@ class _CommandCheck(_Checking):
             in_parallel=self.in_parallel,
             inherited=os.environ,
             timeout_seconds=self.options.timeout_seconds,
-            on_output=view.show_output,
+            on_output=lambda run, line: view.show_output(run, text_without(secrets, line)),
             started=self.started,
         )
         report = runs.check()
@@ -223,7 +226,7 @@ class _CommandCheck(_Checking):
         )
         if self.options.explain:
             report = explained(report, laboratory, view.show_progress)
-        return with_seed_note(report, laboratory.records(1, "main"))
+        return report_without(secrets, with_seed_note(report, laboratory.records(1, "main")))
 
     def entry(self) -> GoldenEntry:
         return entry_of_command(self.output / "run-1", self.command, __version__, current_commit())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from mltune_cli.command_secrets import secrets_in, text_without, without_secrets
 from mltune_cli.errors import ExitCode, NoVerdictError, UsageError
 from mltune_cli.imaging.containers import ContainerEnd, RunRequest, failure_of, run_container
 from mltune_cli.imaging.engine import Engine
@@ -111,7 +112,7 @@ def try_image(engine: Engine, trial: Trial, on_output: Callable[[str], None]) ->
     reason = _what_failed(trial, words, end, manifest)
     negative = reason is None and end.exit_code == ExitCode.NEGATIVE
     receipt = RunReceipt(
-        command=list(request.command),
+        command=without_secrets(request.command),
         exit_code=end.exit_code,
         seconds=end.seconds,
         is_out_of_memory=end.is_out_of_memory,
@@ -165,7 +166,7 @@ def _what_failed(
         return failure
     is_ours = _is_mltune(words)
     if end.exit_code != 0 and not (is_ours and end.exit_code == ExitCode.NEGATIVE):
-        said = " | ".join(end.last_lines[-_SAID_LINES:])
+        said = text_without(secrets_in(words), " | ".join(end.last_lines[-_SAID_LINES:]))
         return f"the container's command ended with {end.exit_code}: {said}".rstrip(": ")
     if trial.gpu_path is not None and manifest is not None and manifest.environment.gpu is None:
         return "the training in the container ran on the CPU although it was given a GPU"

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from mltune_cli.command_secrets import without_secrets
 from mltune_cli.imaging.building import BuildStep
 from mltune_cli.imaging.receipt import ImageReceipt
 from mltune_cli.rendering.console import print_line, print_notice, stderr, stdout
@@ -148,6 +149,7 @@ def print_plan(plan: "ImagePlan", run_command: "Sequence[str] | None") -> None:
         print_line(f"# --label {name}={value}")
     for name, size in plan.context.sizes():
         print_line(f"# {size:>12,} {name}")
-    what = "nothing" if run_command is None else " ".join(run_command) or "the image's own command"
+    words = None if run_command is None else without_secrets(run_command)
+    what = "nothing" if words is None else " ".join(words) or "the image's own command"
     print_line(f"# then runs: {what}")
     print_line(plan.dockerfile.text.rstrip("\n"))

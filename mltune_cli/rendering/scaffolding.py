@@ -24,7 +24,10 @@ def print_project(project: WrittenProject, next_command: Sequence[str]) -> None:
         _folder(folders, file.path.rpartition("/")[0]).add(_sentence(file))
     stdout().print(rich_tree(tree))
     here = project.folder.resolve() == Path.cwd()
-    way = "" if here else f"cd {shlex.quote(str(project.folder))} && "
+    name = str(project.folder)
+    # A name that begins with a hyphen would be taken for an option.
+    place = f"./{name}" if name.startswith("-") else name
+    way = "" if here else f"cd {shlex.quote(place)} && "
     print_line(f"next: {way}{shlex.join(next_command)}")
 
 

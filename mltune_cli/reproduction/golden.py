@@ -6,13 +6,18 @@ since another processor or another torch gives other bits and nobody is to blame
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mltune_cli.errors import NoVerdictError, UsageError, is_machine_failure
+from mltune_cli.reproduction.kept_commands import kept_subject
 from mltune_cli.witness.record import WitnessRecord
 
 SubjectKind = Literal["recipe", "command"]
@@ -26,7 +31,7 @@ class GoldenEntry(_Frozen):
     """What one training gave in one environment class.
 
     Attributes:
-        subject: the recipe's name, or the command.
+        subject: the recipe's name, or the command without its secrets and without folders.
         environment: what the class is the digest of, flat.
         commit: of the folder that the check was started in; `+` at its end where it was dirty.
         recipe: the resolved recipe, flat, without what only names places.
@@ -110,7 +115,13 @@ def read_golden(path: Path) -> Golden:
         raise UsageError(f"{path}: is no golden of mltune: {where}: {details['msg']}") from None
     except ValueError as error:
         raise UsageError(f"{path}: is damaged: a record's {error}") from None
-    return golden
+    return Golden(entries=[_as_kept_now(entry) for entry in golden.entries])
+
+
+def _as_kept_now(entry: GoldenEntry) -> GoldenEntry:
+    if entry.kind == "recipe":
+        return entry
+    return entry.model_copy(update={"subject": kept_subject(entry.subject)})
 
 
 def require_recordable(path: Path, kind: SubjectKind) -> None:
@@ -132,18 +143,35 @@ def require_recordable(path: Path, kind: SubjectKind) -> None:
 def record_golden(path: Path, entry: GoldenEntry) -> list[GoldenEntry]:
     """Write an entry into a golden file, whole or not at all; return the other classes' entries.
 
+    A symbolic link stays one: what it leads to is written. Whoever records at the same time waits,
+    so that no entry is lost.
+
     Raises:
         UsageError: the file is no golden, or cannot be written.
         NoVerdictError: the machine failed, such as a full disk.
     """
-    golden = read_golden(path) if path.exists() else Golden(entries=[])
-    written = golden.with_entry(entry)
-    draft = path.with_name(f".{path.name}.part")
+    place = Path(os.path.realpath(path))
+    draft = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
-        draft.write_text(written.to_json(), encoding="utf-8")
-        draft.replace(path)
+        with _claimed(place.parent):
+            golden = read_golden(path) if path.exists() else Golden(entries=[])
+            written = golden.with_entry(entry)
+            draft.write_text(written.to_json(), encoding="utf-8")
+            draft.replace(place)
     except OSError as error:
         draft.unlink(missing_ok=True)
         kind = NoVerdictError if is_machine_failure(error) else UsageError
         raise kind(f"--record {path}: cannot be written: {error.strerror}") from None
     return [e for e in written.entries if e.environment_class != entry.environment_class]
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Wait for whoever else is recording in the folder; no lock file stays behind."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

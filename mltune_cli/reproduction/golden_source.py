@@ -13,6 +13,7 @@ from mltune_cli.errors import NoVerdictError, UsageError
 from mltune_cli.manifest import MANIFEST_FILE, GitFacts, Manifest, read_manifest
 from mltune_cli.recipe.layers import flatten
 from mltune_cli.reproduction.golden import GoldenEntry, read_golden
+from mltune_cli.reproduction.kept_commands import kept_command
 from mltune_cli.reproduction.report import ReproductionReport
 from mltune_cli.reproduction.run_diff import read_witness, what_is_missing
 from mltune_cli.reproduction.witness_files import WitnessFiles
@@ -38,13 +39,25 @@ def read_source(path: Path) -> list[GoldenEntry]:
         if (path / "run-1" / MANIFEST_FILE).is_file():
             return [entry_of_run(path / "run-1")]
         if (path / _REPORT).is_file() and (path / "run-1" / WITNESS_FOLDER).is_dir():
-            command = shlex.split(_read_report(path / _REPORT).recipe_name)
-            return [entry_of_command(path / "run-1", command, "earlier", None)]
+            return [entry_of_command(path / "run-1", checked_command(path), "earlier", None)]
     except NoVerdictError as error:
         raise UsageError(f"--against {path}: {error.message}") from None
     raise UsageError(
         f"--against {path}: is neither a golden file nor a run, nor the output of a check"
     )
+
+
+def checked_command(output: Path) -> list[str]:
+    """Return the command of an earlier check, from its output; `***` stands for secrets.
+
+    Raises:
+        UsageError: its report is damaged.
+    """
+    path = output / _REPORT
+    try:
+        return shlex.split(_read_report(path).recipe_name)
+    except ValueError as error:
+        raise UsageError(f"{path}: is damaged: recipe_name: {error}") from None
 
 
 def _read_report(path: Path) -> ReproductionReport:
@@ -89,7 +102,7 @@ def entry_of_command(
 
     Args:
         folder: the run's own, with the witness files of its processes.
-        command: as it was given.
+        command: as it was given, in the present working directory.
         mltune: the version that watched it.
         git: the commit that it was started in.
 
@@ -105,7 +118,7 @@ def entry_of_command(
         raise NoVerdictError(f"{folder}: holds no records of a training")
     environment = _flat(environment)
     return GoldenEntry(
-        subject=shlex.join(command),
+        subject=kept_command(command, Path.cwd()),
         kind="command",
         environment_class=json_digest(environment),
         environment=environment,

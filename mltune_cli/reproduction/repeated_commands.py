@@ -1,11 +1,11 @@
 """One command, run several times, its training compared step by step."""
 
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mltune_cli.command_secrets import command_without_secrets
 from mltune_cli.errors import NoVerdictError, UsageError
 from mltune_cli.launching.command_process import CommandProcess
 from mltune_cli.launching.held_signals import held_signals
@@ -115,7 +115,7 @@ class RepeatedCommands:
             verdict = "no_verdict"
         return ReproductionReport(
             verdict=verdict,
-            recipe_name=shlex.join(self.command),
+            recipe_name=command_without_secrets(self.command),
             recipe_digest=None,
             environment_class=None,
             compared_steps=comparison.compared_steps,

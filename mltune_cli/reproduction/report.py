@@ -226,7 +226,7 @@ class ReproductionReport(_Frozen):
     """What `repro-check` found.
 
     Attributes:
-        recipe_name: the recipe, or the command that was run instead of one.
+        recipe_name: the recipe, or the command that was run instead of one, without its secrets.
         compared_steps: the last step whose digests were equal in all runs.
         first_difference: where runs parted; None unless the verdict is `different`.
         variation: conditions that the first run did not have and the others had, `NAME=VALUE`.

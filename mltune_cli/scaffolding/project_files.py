@@ -69,13 +69,17 @@ def continuous_named(name: str) -> Continuous:
     raise UsageError(f"--ci {name}: must be github or none")
 
 
-def project_files(title: str, *, gpu: bool, ci: Continuous) -> tuple[ProjectFile, ...]:
+def project_files(
+    title: str, *, gpu: bool, ci: Continuous, mltune: str | None = None
+) -> tuple[ProjectFile, ...]:
     """Return every file of a new project, sorted by path.
 
     Args:
         title: name of the project; what cannot be printed is left out of it.
         gpu: the recipe computes on CUDA where there is one.
         ci: whether a workflow is among them.
+        mltune: what pip takes to install mltune in the workflow, pinned; None leaves it to a
+            variable of the repository.
     """
     title = "".join(letter for letter in title if letter.isprintable()).strip() or "project"
     image = DockerfileProject(
@@ -113,14 +117,17 @@ def project_files(title: str, *, gpu: bool, ci: Continuous) -> tuple[ProjectFile
         ),
     ]
     if ci == "github":
-        files.append(ProjectFile(WORKFLOW, _workflow(files), "the check in every pull request"))
+        files.append(
+            ProjectFile(WORKFLOW, _workflow(files, mltune), "the check in every pull request")
+        )
     return tuple(sorted(files, key=lambda file: file.path))
 
 
-def _workflow(files: list[ProjectFile]) -> bytes:
+def _workflow(files: list[ProjectFile], mltune: str | None) -> bytes:
     return _rendered(
         "github/workflows/smoke-repro.yml.j2",
         actions=ACTIONS,
+        mltune=mltune,
         mltune_version=__version__,
         paths=_DECISIVE_PATHS,
         required=[file.path for file in files if not file.path.startswith(".")],

@@ -47,8 +47,8 @@ def require_trackers(names: Sequence[str]) -> None:
     packages = " ".join(_DISTRIBUTIONS[name] for name in missing)
     raise RecipeValueError(
         _KEY,
-        f"{' and '.join(missing)} {verb} not installed; install mltune with its extra trackers "
-        f"(pip install 'mltune[trackers]'), or pip install {packages}",
+        f"{' and '.join(missing)} {verb} not installed; install mltune from where it came, with "
+        f"its extra trackers, or pip install {packages}",
     )
 
 

@@ -169,6 +169,33 @@ def test_another_thread_count_is_the_environments_doing(check: Check, tmp_path: 
         assert check("--against", "g.json", env=env, rate=0.2)[0] == 1
 
 
+def test_another_thread_count_is_the_environments_doing_for_a_recipe_too(
+    mltune: Any, tmp_path: Path
+) -> None:
+    write_recipe(tmp_path, 0.002)
+    flags = ("--config", "recipe.yaml", "--json")
+    two = ("--set", "reproducibility.threads=2")
+    assert mltune("repro-check", *flags, "--record", "g.json", cwd=tmp_path).code == 0
+
+    def check(*more: str) -> tuple[int, dict[str, Any]]:
+        result = mltune("repro-check", *flags, *two, *more, cwd=tmp_path)
+        return result.code, json.loads(result.stdout)
+
+    # A change of the code besides: that it gives other bits here is not held against it.
+    other = ("--set", "train.learning_rate=0.003")
+    code, report = check(*other, "--against", "g.json")
+    assert (code, report["verdict"]) == (125, "no_verdict")
+    assert report["golden"]["verdict"] == "environment_changed"
+    changes = [(c["kind"], c["name"], c["was"], c["now"]) for c in report["golden"]["changes"]]
+    assert changes == [("environment", "settings.threads", "1", "2")]
+    # Recorded here as well, it is told apart: this environment's entry is not equal.
+    code, report = check("--record", "g.json")
+    assert (code, report["recorded"]) == (0, "g.json")
+    assert len(json.loads((tmp_path / "g.json").read_text())["entries"]) == 2
+    code, report = check(*other, "--against", "g.json")
+    assert (code, report["golden"]["verdict"]) == (1, "code_changed")
+
+
 def test_unseeded_dropout_is_nobodys_change(check: Check, tmp_path: Path) -> None:
     assert check("--record", "g.json", dropout=0.5)[0] == 0
     golden = (tmp_path / "g.json").read_bytes()

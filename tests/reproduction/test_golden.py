@@ -1,12 +1,15 @@
 """Goldens as files, and what parts from them, over generated records."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mltune_cli.reproduction.golden import Golden, GoldenEntry
+from mltune_cli.reproduction.golden import Golden, GoldenEntry, read_golden, record_golden
 from mltune_cli.reproduction.golden_comparison import first_difference
 from mltune_cli.witness.record import STAGES
 
@@ -87,3 +90,45 @@ def test_a_class_is_replaced_and_the_others_stay() -> None:
         ("a", {"main": [{"step": 0}]}), ("b", {}),
     ]  # fmt: skip
     assert set(_STAGES) <= set(STAGES)
+
+
+def test_recording_at_the_same_time_loses_no_class(tmp_path: Path) -> None:
+    path, count = tmp_path / "g.json", 8
+    for _ in range(5):
+        path.unlink(missing_ok=True)
+        barrier = threading.Barrier(count)
+
+        def record(name: str, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            record_golden(path, entry({"main": []}, name))
+
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(record, map(str, range(count))))
+        written = [e.environment_class for e in read_golden(path).entries]
+        assert written == list(map(str, range(count)))
+        assert [found.name for found in tmp_path.iterdir()] == ["g.json"]
+
+
+def test_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    link, kept = tmp_path / "g.json", tmp_path / "kept" / "real.json"
+    link.symlink_to("kept/real.json")
+    for name in ("a", "b"):
+        assert len(record_golden(link, entry({"main": []}, name))) == (name == "b")
+        assert link.is_symlink()
+        assert not kept.is_symlink()
+    assert [e.environment_class for e in read_golden(kept).entries] == ["a", "b"]
+    assert [found.name for found in kept.parent.iterdir()] == ["real.json"]
+
+
+def test_what_an_earlier_version_kept_of_a_command_is_hidden_when_it_is_read(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "g.json"
+    raw = entry({"main": []}).model_copy(
+        update={"subject": "/opt/python /a/t.py --hf_token=s3cr3t-value"}
+    )
+    path.write_text(Golden(entries=[raw]).to_json())
+    assert read_golden(path).entries[0].subject == "python t.py '--hf_token=***'"
+    record_golden(path, entry({"main": []}, "other"))
+    assert "s3cr3t" not in path.read_text()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mltune_cli.command_secrets import without_secrets
 from mltune_cli.launching.job import TrainingJob
 
 
@@ -22,7 +23,8 @@ class Condition:
     value: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}={self.value}" if self.value else self.name
+        """Return the condition as it is shown; its value may be a secret."""
+        return without_secrets([f"{self.name}={self.value}"])[0] if self.value else self.name
 
 
 @dataclass

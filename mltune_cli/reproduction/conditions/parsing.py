@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from mltune_cli.command_secrets import without_secrets
 from mltune_cli.errors import UsageError
 from mltune_cli.recipe.layers import known_keys, nearest_key
 from mltune_cli.recipe.yaml_lines import parse_scalar
@@ -68,6 +69,7 @@ def parse_condition(text: str, environment: Mapping[str, str] | None = None) -> 
     """
     name, equals, value = text.partition("=")
     name = name.strip()
+    shown = without_secrets([text])[0]
     try:
         if kind := KINDS.get(name):
             return Condition(name, _value_of(kind, value if equals else None, environment))
@@ -76,8 +78,8 @@ def parse_condition(text: str, environment: Mapping[str, str] | None = None) -> 
         if name in known_keys():
             return _key(name, value if equals else None)
     except ValueError as error:
-        raise UsageError(f"--vary {text}: {error}") from None
-    raise UsageError(f"--vary {text}: no such condition{_suggestion(name)}")
+        raise UsageError(f"--vary {shown}: {error}") from None
+    raise UsageError(f"--vary {shown}: no such condition{_suggestion(name)}")
 
 
 def parse_conditions(

@@ -65,9 +65,8 @@ def test_packages_that_are_missing_are_named(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    advice = (
-        "install mltune with its extra trackers (pip install 'mltune[trackers]'), or pip install"
-    )
+    # Never by its bare name, under which an index may have something else.
+    advice = "install mltune from where it came, with its extra trackers, or pip install"
     every_name = "tensorboard and wandb and mlflow and trackio"
     every_package = "tensorboard wandb mlflow-skinny trackio"
     assert finished.stdout.splitlines() == [
