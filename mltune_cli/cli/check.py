@@ -1,6 +1,5 @@
 """Options and help of `mltune repro-check`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -99,8 +98,7 @@ def repro_check(
     options.require_consistent()
     flags = _training_flags(config, assignments or [], nproc_per_node)
     command = _command(context.obj, flags)
-    is_folder = against is not None and os.path.isdir(against)  # noqa: PTH112 - may be locked
-    is_replay = is_folder and not flags and command is None
+    is_replay = against is not None and against.is_dir() and not flags and command is None
     if is_replay and against is not None:
         command = replayed_command(against)
     if command is not None:

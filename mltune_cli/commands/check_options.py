@@ -81,7 +81,7 @@ class Reference:
     def record_command(self) -> str:
         """What makes the result of this check the golden."""
         against = self.options.against
-        is_file = against is not None and not os.path.isdir(against)  # noqa: PTH112
+        is_file = against is not None and not against.is_dir()
         file = str(against) if is_file else "golden.json"
         command = ["--", *self.command] if self.command is not None else []
         return command_without_secrets(
@@ -110,7 +110,7 @@ def read_reference(
         raise UsageError(
             f"--against {options.against}: is about the {other.kind} {other.subject}; {named}"
         )
-    is_file = options.against is not None and not os.path.isdir(options.against)  # noqa: PTH112
+    is_file = options.against is not None and not options.against.is_dir()
     if is_file and kind == "recipe" and "--config" not in flags:
         # Without a recipe the smoke recipe would be trained, and called a change of another.
         subjects = {entry.subject for entry in entries}
@@ -128,18 +128,17 @@ def require_place(flag: str, path: Path) -> None:
     Raises:
         UsageError: it is a folder, or its folder is missing or cannot be written.
     """
-    # os.path, since pathlib raises where nobody may look.
-    if os.path.isdir(path):  # noqa: PTH112
+    if path.is_dir():
         raise UsageError(f"{flag} {path}: is a folder; name a file")
     # What a link leads to is written.
-    place = Path(os.path.realpath(path)) if os.path.islink(path) else path  # noqa: PTH114
-    if not os.path.isdir(place.parent):  # noqa: PTH112
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if not place.parent.is_dir():
         raise UsageError(f"{flag} {path}: there is no folder {place.parent}; make it first")
     probe = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
         probe.touch()
         probe.unlink()
-        if os.path.exists(path) and not os.access(path, os.W_OK):  # noqa: PTH110
+        if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UsageError(f"{flag} {path}: cannot be written: {error.strerror}") from None

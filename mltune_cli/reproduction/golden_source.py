@@ -31,7 +31,7 @@ def read_source(path: Path) -> list[GoldenEntry]:
     Raises:
         UsageError: it is none of them, or not whole.
     """
-    if not os.path.isdir(path):  # noqa: PTH112 - False where nobody may look
+    if not path.is_dir():
         return read_golden(path).entries
     try:
         if (path / MANIFEST_FILE).is_file():

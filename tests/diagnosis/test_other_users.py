@@ -44,19 +44,6 @@ def test_a_folder_that_nobody_may_enter_is_a_finding(
     assert told.severity in ("warning", "error")
 
 
-@pytest.mark.parametrize("flag", ["--record", "--against"])
-def test_a_golden_that_nobody_may_reach_is_wrong_input(
-    clinic: Any, limited: tuple[str, ...], flag: str
-) -> None:
-    done = subprocess.run(
-        [*limited, clinic.command, "repro-check", flag, "locked/golden.json"],
-        cwd=clinic.folder, env=clinic.environment(), capture_output=True, text=True,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "locked/golden.json" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
 @pytest.mark.parametrize("command", ["doctor", "init new", "train", "repro-check"])
 def test_a_working_directory_that_is_gone_is_said(
     mltune_command: Path, tmp_path: Path, command: str
