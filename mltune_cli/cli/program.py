@@ -9,7 +9,7 @@ import typer
 import typer.core
 
 from mltune_cli import __version__
-from mltune_cli.errors import ExitCode, MltuneError, StoppedBySignalError, UsageError
+from mltune_cli.errors import ExitCode, MltuneError, StoppedBySignalError
 
 # The base of every mistake in a command line, which Typer does not export by itself.
 _CommandLineError: type[Any] = typer.BadParameter.mro()[1]
@@ -31,7 +31,6 @@ class _ExitCodeGroup(typer.core.TyperGroup):
         given = args[0] if args else kwargs.get("args")
         arguments = sys.argv[1:] if given is None else list(given)
         try:
-            _require_folder()
             code = self._run(arguments)
         except (MltuneError, StoppedBySignalError) as error:
             code = error.exit_code
@@ -61,20 +60,6 @@ class _ExitCodeGroup(typer.core.TyperGroup):
             code = end.exit_code
         sys.stdout.flush()
         return code
-
-
-def _require_folder() -> None:
-    """Refuse to work in a folder that is gone: no path could be found from there.
-
-    Raises:
-        UsageError: it is.
-    """
-    try:
-        os.getcwd()  # noqa: PTH109 - pathlib is not imported for --help
-    except OSError as error:
-        raise UsageError(
-            f"the working directory cannot be used ({error.strerror}); change to one that exists"
-        ) from None
 
 
 def _without_command(arguments: list[str]) -> tuple[list[str], list[str] | None]:

@@ -8,14 +8,13 @@ from typing import Literal
 from mltune_cli.diagnosis.finding import worst
 from mltune_cli.diagnosis.hub import token_file
 from mltune_cli.diagnosis.machine import machine_report
-from mltune_cli.diagnosis.redaction import Redaction, anonymous
+from mltune_cli.diagnosis.redaction import Redaction, anonymous, mapped
 from mltune_cli.diagnosis.registry import chosen_checks
 from mltune_cli.diagnosis.report import (
     CheckReport,
     DoctorReport,
     exit_code_of,
     verdict_of,
-    with_changed_text,
 )
 from mltune_cli.diagnosis.runner import CheckOutcome, run_checks
 from mltune_cli.diagnosis.subject import Subject, subject_of
@@ -83,10 +82,10 @@ def _recipe_name(subject: Subject) -> str:
 def _shown(report: DoctorReport, output: OutputKind, subject: Subject) -> DoctorReport:
     """Take secrets out before anything is printed; from a bug report also who and where one is."""
     redaction = Redaction(subject.variables, _saved_token(token_file(subject.variables)))
-    report = with_changed_text(report, redaction.text)
+    tree = mapped(report.model_dump(mode="json"), redaction.text)
     if output == "report":
-        report = with_changed_text(report, lambda text: anonymous(text, subject.variables))
-    return report
+        tree = mapped(tree, lambda text: anonymous(text, subject.variables))
+    return DoctorReport.model_validate(tree)
 
 
 def _saved_token(path: Path) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ _PROBE = ".mltune-probe-"
 def nearest_folder(path: Path) -> Path:
     """Return the folder itself, or the nearest above it that exists."""
     path = path.absolute()
-    while not os.path.exists(path) and path != path.parent:  # noqa: PTH110 - False where nobody may look
+    while not path.exists() and path != path.parent:
         path = path.parent
     return path
 
@@ -22,7 +22,7 @@ def write_problem(path: Path) -> str | None:
     or read-only.
     """
     nearest = nearest_folder(path)
-    if not os.path.isdir(nearest):  # noqa: PTH112 - as above
+    if not nearest.is_dir():
         return f"{nearest} is a file"
     try:
         with tempfile.NamedTemporaryFile(prefix=_PROBE, dir=nearest) as file:

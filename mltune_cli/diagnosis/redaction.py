@@ -11,7 +11,7 @@ from typing import Any
 
 _HIDDEN = "***"
 _SECRET_NAME = re.compile(
-    r"TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE|_KEY$|AUTH(?!OR(?!I))|COOKIE",
+    r"TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE|_KEY$|AUTH|COOKIE",
     re.I,
 )
 _LEAST_SECRET = 6
@@ -68,11 +68,11 @@ class Redaction:
 
 
 def mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a value of JSON's kinds with every text in it changed, but for names of fields."""
+    """Return a value of JSON's kinds with every text in it changed, names included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        return {key: mapped(one, change) for key, one in value.items()}
+        return {change(str(key)): mapped(one, change) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [mapped(one, change) for one in value]
     return value

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from mltune_cli.diagnosis.finding import Finding, Severity, worst
-from mltune_cli.diagnosis.redaction import mapped
 from mltune_cli.errors import ExitCode
 
 Verdict = Literal["healthy", "warnings", "errors"]
@@ -82,35 +80,6 @@ class DoctorReport(_Frozen):
     machine: MachineReport
     checks: list[CheckReport]
     seconds: float
-
-
-def with_changed_text(report: DoctorReport, change: Callable[[str], str]) -> DoctorReport:
-    """Return a report with every text in it changed that no program reads.
-
-    Names of checks, severities and verdicts stay, whatever a secret may be called.
-    """
-    checks = [
-        check.model_copy(
-            update={
-                "findings": [
-                    finding.model_copy(
-                        update=mapped(
-                            finding.model_dump(include={"seen", "why", "remedy", "command"}), change
-                        )
-                    )
-                    for finding in check.findings
-                ]
-            }
-        )
-        for check in report.checks
-    ]
-    return report.model_copy(
-        update={
-            "recipe_name": change(report.recipe_name),
-            "machine": MachineReport.model_validate(mapped(report.machine.model_dump(), change)),
-            "checks": checks,
-        }
-    )
 
 
 def verdict_of(checks: list[CheckReport]) -> Verdict:

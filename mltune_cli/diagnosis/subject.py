@@ -75,24 +75,15 @@ def subject_of(
     Raises:
         UsageError: there is no such file, or an assignment is wrong.
     """
+    load_recipe(None, {}, assignments)  # whatever is wrong with an assignment is the caller's
     loaded, problem = None, None
     try:
         loaded = load_recipe(config, {}, assignments)
     except UsageError as error:
         if config is None or not os.path.isfile(config):  # noqa: PTH113 - False for any name
             raise
-        if assignments and _is_usable(config):
-            raise  # what is wrong is an assignment, and the caller's
         problem = error.message
     return Subject(config, loaded, problem, Path.cwd(), dict(variables))
-
-
-def _is_usable(config: Path) -> bool:
-    try:
-        load_recipe(config, {}, ())
-    except UsageError:
-        return False
-    return True
 
 
 def is_hub_name(name: str | None) -> bool:

@@ -186,17 +186,3 @@ def test_nothing_is_written_by_looking(doctor: Any, folder: Path) -> None:
     left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
     assert left == ["home"]
     assert json.loads(doctor("--json", "--only", "caches").stdout)["verdict"] == "healthy"
-
-
-def test_what_train_takes_the_doctor_takes(mltune: Any, tmp_path: Path) -> None:
-    """A value that fits the recipe at hand need not fit the bundled one."""
-    named = (
-        "model:\n  name_or_path: mltune/tiny\ndata:\n  train: mltune/repro_dataset/train.jsonl\n"
-    )
-    (tmp_path / "r.yaml").write_text(f"{named}train:\n  max_steps: 100\n")
-    arguments = ("--config", "r.yaml", "--set", "train.warmup_steps=50")
-    assert mltune("train", *arguments, "--dry-run", cwd=tmp_path).code == 0
-    assert mltune("doctor", *arguments, "--only", "recipe", cwd=tmp_path).code == 0
-    wrong = mltune("doctor", "--config", "r.yaml", "--set", "train.warmup_steps=x", cwd=tmp_path)
-    assert wrong.code == 2
-    assert "train.warmup_steps" in wrong.stderr

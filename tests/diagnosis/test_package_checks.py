@@ -135,16 +135,6 @@ def test_a_lock_that_cannot_be_read(clinic: Any) -> None:
     assert "is not UTF-8" in fault(told, "error")["seen"]
 
 
-def test_requirements_of_something_else_are_not_the_lock(clinic: Any) -> None:
-    """Neither what a neighbour pins nor that nobody can read it says anything of this lock."""
-    clinic.write("requirements.txt", "typer>=0.1\nrich\n")
-    clinic.write("requirements-docs.txt", "mkdocs==1.0\n")
-    assert "requirements.txt pins no version" in fault(clinic.look("lock"), "warning")["seen"]
-    (clinic.folder / "requirements-docs.txt").write_bytes(b"# \xe9\nmkdocs==1.0\n")
-    clinic.write("requirements.txt", "typer==0.0.1\n")
-    assert "instead of 0.0.1" in fault(clinic.look("lock"), "warning")["seen"]
-
-
 def test_without_a_lock_mltunes_own_is_only_said(clinic: Any, package: Any) -> None:
     told = clinic.look("lock", env=package("rich", "13.9.1"))
     finding = fault(told, "info")

@@ -136,10 +136,7 @@ SCRIPTS = [
     ("cudnn-benchmark", "import torch\n\ntorch.backends.cudnn.benchmark = True\n", 3),
     ("cudnn-benchmark", "from torch.backends import cudnn\ncudnn.benchmark = True\n", 2),
     ("cudnn-benchmark", "import lightning as L\nL.Trainer(benchmark=True)\n", 2),
-    ("cudnn-benchmark", "import torch\nwith torch.backends.cudnn.flags(benchmark=True): ...\n", 2),
     ("warn-only", "import torch\ntorch.use_deterministic_algorithms(True, warn_only=True)\n", 2),
-    ("warn-only", "import torch\ntorch.set_deterministic_debug_mode('warn')\n", 2),
-    ("warn-only", "import torch\ntorch.set_deterministic_debug_mode(debug_mode=1)\n", 2),
 ]
 
 
@@ -150,10 +147,7 @@ def test_a_script_of_the_folder_is_read(clinic: Any, check: str, source: str, li
     assert f"scripts/train.py:{line}: " in finding["seen"]
     assert finding["scope"] == "scripts"
     # The remedy is to write the opposite.
-    for old, new in (
-        ("True", "False"), ("'high'", "'highest'"), ("'tf32'", "'ieee'"), ("'warn'", "'error'"),
-        ("debug_mode=1", "debug_mode=2"),
-    ):  # fmt: skip
+    for old, new in (("True", "False"), ("'high'", "'highest'"), ("'tf32'", "'ieee'")):
         source = source.replace(old, new)
     script.write_text(source)
     assert clinic.look(check).severity == "ok"
@@ -166,7 +160,6 @@ def test_scripts_that_only_look_so_are_left_alone(clinic: Any) -> None:
     )
     clinic.write("b.py", "benchmark = True\nallow_tf32 = True\nrun(benchmark=True)\n")
     clinic.write("c.py", "cudnn.benchmark = True this is no Python\n")
-    clinic.write("f.py", "import torch\ntorch.set_deterministic_debug_mode('error')\n")
     fault = "import torch\ntorch.backends.cudnn.benchmark = True\n"
     clinic.write("own-env/pyvenv.cfg", "")
     for name in ("own-env/d.py", ".cache/d.py", "tests/d.py", "x/y/z/d.py", "e.txt"):
@@ -178,26 +171,13 @@ def test_scripts_that_only_look_so_are_left_alone(clinic: Any) -> None:
 def test_caches_of_kernels_are_found_and_removed(clinic: Any) -> None:
     assert clinic.look("autotune-caches").severity == "ok"
     (clinic.home / ".triton" / "cache" / "abc").mkdir(parents=True)
-    inductor = clinic.root / "tmp" / "torchinductor_a user"
-    env = {"TORCHINDUCTOR_CACHE_DIR": str(inductor)}
-    (inductor / "kernel").mkdir(parents=True)
+    env = {"TORCHINDUCTOR_CACHE_DIR": str(clinic.root / "tmp" / "a cache")}
+    (clinic.root / "tmp" / "a cache" / "kernel").mkdir(parents=True)
     finding = faulty("autotune-caches", clinic.look("autotune-caches", env=env), "info")
     assert ".triton/cache" in finding["seen"]
-    assert "torchinductor_a user" in finding["seen"]
+    assert "a cache" in finding["seen"]
     clinic.shell(finding["command"])
     assert clinic.look("autotune-caches", env=env).severity == "ok"
-
-
-@pytest.mark.parametrize("folder", ["home", "folder", "root"])
-def test_nobody_is_told_to_remove_a_folder_of_their_own(clinic: Any, folder: str) -> None:
-    """A variable may name the home folder as a cache."""
-    named = getattr(clinic, folder)
-    (named / "thesis.tex").touch()
-    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
-        told = clinic.look("autotune-caches", env={name: str(named)})
-        finding = faulty("autotune-caches", told, "info")
-        assert str(named) in finding["seen"]
-        assert finding["command"] is None
 
 
 def test_flash_attention(clinic: Any, package: Any, wheel: Any) -> None:

@@ -36,17 +36,14 @@ def look(subject: Subject) -> Sequence[Finding]:
             )
         )
     filled = [path for path in cache_folders(subject) if _holds_something(path)]
-    # A variable may name any folder, the home folder included; nobody is told to remove that.
-    own = [path for path in filled if _is_named_by_its_maker(path)]
     if filled:
         findings.append(
             known(
                 f"earlier runs left compiled kernels in {' and '.join(map(str, filled))}",
                 "your own compiled scripts take what was chosen then; with an empty cache they may "
                 "choose otherwise",
-                "try `repro-check --vary cold-cache`, which leaves them alone; or remove them "
-                "before runs are compared, where they hold nothing else",
-                command=f"rm -r {shlex.join(map(str, own))}" if own else None,
+                "remove them before runs are compared, or try `repro-check --vary` with them cold",
+                command=f"rm -r {' '.join(shlex.quote(str(path)) for path in filled)}",
                 scope="scripts",
             )
         )
@@ -67,10 +64,6 @@ def cache_folders(subject: Subject) -> list[Path]:
     home = variables.get("TRITON_HOME") or variables.get("HOME") or "~"
     triton = variables.get("TRITON_CACHE_DIR") or f"{home}/.triton/cache"
     return [Path(inductor).expanduser(), Path(triton).expanduser()]
-
-
-def _is_named_by_its_maker(folder: Path) -> bool:
-    return folder.name.startswith("torchinductor_") or folder.parts[-2:] == (".triton", "cache")
 
 
 def _holds_something(folder: Path) -> bool:

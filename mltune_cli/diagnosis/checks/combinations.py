@@ -137,7 +137,7 @@ def _bitsandbytes(subject: Subject) -> Iterator[Finding]:
                 "torch is a CPU build, and model.base_precision is nf4",
                 "4-bit weights need CUDA",
                 "install a CUDA build of torch, or set model.base_precision to dtype",
-                command=f"mltune doctor{subject.flags()} --set model.base_precision=dtype",
+                command=f"mltune train{subject.flags()} --set model.base_precision=dtype",
             )
         return
     library = f"libbitsandbytes_cuda{build[1][0]}{build[1][1]}.so"

@@ -25,14 +25,9 @@ def look(subject: Subject) -> Sequence[Finding]:
 
 
 def _switches_on(node: ast.AST) -> bool:
-    # Lightning's Trainer and cuDNN's own context take it as an argument.
-    takes_it = isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
-        ("Trainer", "cudnn.flags", "cudnn.set_flags")
-    )
-    keywords = ("benchmark", "_benchmark")
-    return assigns_true(node, "cudnn.benchmark") or (
-        takes_it and any(passes_true(node, keyword) for keyword in keywords)
-    )
+    # Lightning's Trainer takes it as an argument.
+    is_trainer = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Trainer")
+    return assigns_true(node, "cudnn.benchmark") or (is_trainer and passes_true(node, "benchmark"))
 
 
 CHECK = Check("cudnn-benchmark", "cudnn.benchmark", look)

@@ -99,7 +99,7 @@ def _on_the_hub(subject: Subject, name: str) -> list[Finding]:
             f"today {commit[:12]}",
             "a branch may move; then the same recipe trains on other rows",
             f"write `revision: {commit}` below `data:` in the recipe",
-            command=f"mltune doctor{subject.flags()} --set data.revision={commit}",
+            command=f"mltune train{subject.flags()} --set data.revision={commit}",
         )
     ]
 

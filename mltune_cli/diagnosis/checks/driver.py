@@ -111,7 +111,7 @@ def look(subject: Subject) -> Sequence[Finding]:
             f"driver{_named(version)} runs CUDA up to {_dotted(facts.cuda)}",
             problem,
             "update the driver, or install a build of torch for an older CUDA",
-            command=f"mltune doctor{subject.flags()} --set model.device=cpu",
+            command=f"mltune train{subject.flags()} --set model.device=cpu",
         )
     ]
 
@@ -162,7 +162,7 @@ def _without_library(subject: Subject, facts: DriverFacts, smi: SmiFacts | None)
             "there is no NVIDIA driver, and model.device is cuda",
             "the training will not start",
             "install the driver; or train on the CPU",
-            command=f"mltune doctor{subject.flags()} --set model.device=cpu",
+            command=f"mltune train{subject.flags()} --set model.device=cpu",
         )
     return in_order("no NVIDIA driver, and none is needed: training runs on the CPU")
 

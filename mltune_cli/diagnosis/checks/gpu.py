@@ -42,7 +42,7 @@ def look(subject: Subject) -> Sequence[Finding]:
 
 def _none_seen(subject: Subject, facts: TorchFacts) -> Finding:
     smi = smi_facts() if facts.cuda else None
-    on_cpu = f"mltune doctor{subject.flags()} --set model.device=cpu"
+    on_cpu = f"mltune train{subject.flags()} --set model.device=cpu"
     if smi is not None and smi.gpus:
         said = f": {facts.gpu_problem}" if facts.gpu_problem else ""
         return judged(
@@ -84,7 +84,7 @@ def _without_kernels(subject: Subject, facts: TorchFacts) -> Iterator[Finding]:
             "the first operation on the GPU fails: no kernel image is available",
             "install a build of torch that names this architecture: a newer one for a new GPU, one "
             "for an older CUDA for an old GPU",
-            command=f"mltune doctor{subject.flags()} --set model.device=cpu",
+            command=f"mltune train{subject.flags()} --set model.device=cpu",
         )
 
 
@@ -142,7 +142,7 @@ def _without_bfloat16(subject: Subject) -> Iterator[Finding]:
             f"{old[0].name} (compute {_dotted(old[0].capability)}) has no bfloat16 arithmetic",
             "it is emulated, many times slower, and some kernels refuse it",
             "compute in float32",
-            command=f"mltune doctor{subject.flags()} --set model.dtype=float32",
+            command=f"mltune train{subject.flags()} --set model.dtype=float32",
         )
 
 
@@ -155,7 +155,7 @@ def _without_float8(subject: Subject, facts: TorchFacts) -> Iterator[Finding]:
             "and model.base_precision is fp8",
             "the training will not start: that came with compute 8.9",
             "hold the base in the format that it computes in",
-            command=f"mltune doctor{subject.flags()} --set model.base_precision=dtype",
+            command=f"mltune train{subject.flags()} --set model.base_precision=dtype",
         )
 
 

@@ -1,6 +1,5 @@
 """Installed packages against the lock: another version is another set of kernels, and of bits."""
 
-import os
 import re
 import shlex
 import sys
@@ -74,20 +73,18 @@ def project_lock(subject: Subject) -> Path | None:
     if subject.config is not None:
         folders.insert(0, subject.config.absolute().parent)
     for folder in folders:
-        names = dict.fromkeys((_variant_name(), "requirements.lock.txt", *LOCK_NAMES.values()))
-        there = [folder / name for name in names if os.path.isfile(folder / name)]  # noqa: PTH113
-        pinned = [path for path in there if _has_pins(path)]
-        # A lone file without pins is the project's too, and is told so.
-        for path in (*pinned, *there):
-            return path
+        found = sorted(folder.glob("requirements*.txt"))
+        named = {path.name: path for path in found if _has_pins(path)}
+        for name in (_variant_name(), "requirements.lock.txt", *LOCK_NAMES.values(), *named):
+            if name in named and not name.startswith("requirements-dev"):
+                return named[name]
+        if (folder / "requirements.txt").is_file():
+            return folder / "requirements.txt"
     return None
 
 
 def _has_pins(path: Path) -> bool:
-    try:
-        return bool(read_pins(read_lock(path))[0])
-    except MltuneError:
-        return False
+    return path.is_file() and bool(read_pins(read_lock(path))[0])
 
 
 def _variant_name() -> str:

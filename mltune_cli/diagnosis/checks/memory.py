@@ -88,12 +88,12 @@ def _judged(
             f"recompute activations: with {setting} it is {gibibytes(relieved.total)}; that is "
             "slower, and changes no bit of other recipes"
         )
-        command = f"mltune doctor{subject.flags()} --set {setting}"
+        command = f"mltune train{subject.flags()} --set {setting}"
     elif train.micro_batch_size > 1:
         remedy = "lower train.micro_batch_size, and raise train.micro_batches_per_step with it"
         rows = train.micro_batch_size * train.micro_batches_per_step
         command = (
-            f"mltune doctor{subject.flags()} --set train.micro_batch_size=1 --set "
+            f"mltune train{subject.flags()} --set train.micro_batch_size=1 --set "
             f"train.micro_batches_per_step={rows}"
         )
     else:
@@ -105,7 +105,7 @@ def _judged(
             f"lower data.max_length, {held}or divide it over several GPUs (model.sharding fsdp)"
         )
         half = max(2, subject.recipe.data.max_length // 2)
-        command = f"mltune doctor{subject.flags()} --set data.max_length={half}"
+        command = f"mltune train{subject.flags()} --set data.max_length={half}"
     make = broken if estimate.total > free else doubtful
     return make(seen, "training runs out of memory in its first steps", remedy, command=command)
 

@@ -99,7 +99,7 @@ def folder_findings(folder: Path, subject: Subject) -> list[Finding]:
                 f"data.max_length is {max_length}, and the model has {positions} positions",
                 _STOPS,
                 "lower it",
-                command=f"mltune doctor{subject.flags()} --set data.max_length={positions}",
+                command=f"mltune train{subject.flags()} --set data.max_length={positions}",
             )
         )
     return found
@@ -153,7 +153,7 @@ def _pinned(
             f"{name} is not pinned: model.revision is {branch}, today {commit[:12]}",
             "a branch may move; then the same recipe trains another model",
             f"write `revision: {commit}` below `model:` in the recipe",
-            command=f"mltune doctor{subject.flags()} --set model.revision={commit}",
+            command=f"mltune train{subject.flags()} --set model.revision={commit}",
         )
     ]
 

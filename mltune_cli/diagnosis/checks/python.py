@@ -50,9 +50,8 @@ def judge(facts: PythonFacts) -> list[Finding]:
             broken(
                 f"Python {version}",
                 f"mltune needs {wanted} or newer",
-                f"make an environment with Python {wanted}, and install mltune there from where "
-                "it was installed from here",
-                command=f"python{wanted} -m venv .venv",
+                f"make an environment with Python {wanted} and install mltune there",
+                command=f"python{wanted} -m venv .venv && .venv/bin/python -m pip install mltune",
             )
         )
     if facts.version > _NEWEST_TRIED:

@@ -55,7 +55,7 @@ def _foreign_code(subject: Subject) -> Iterator[Finding]:
             "Python code that comes with the model runs on this machine, and a moved branch may "
             "bring other code",
             "set it to false where the model does not need it; else pin model.revision",
-            command=f"mltune doctor{subject.flags()} --set model.trust_remote_code=false",
+            command=f"mltune train{subject.flags()} --set model.trust_remote_code=false",
         )
 
 

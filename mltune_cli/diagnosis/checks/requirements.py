@@ -3,11 +3,9 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-import mltune_cli
 from mltune_cli.diagnosis.finding import Check, Finding, broken, in_order
 from mltune_cli.diagnosis.packages import installed_packages, satisfies
 from mltune_cli.diagnosis.subject import Subject
@@ -23,8 +21,8 @@ def look(_: Subject) -> Sequence[Finding]:
             broken(
                 "mltune runs from a folder and is not installed",
                 "what it needs is not known, and its worker processes may not find it",
-                "install it from its folder: the package index knows another project by its name",
-                command=f"{shlex.quote(sys.executable)} -m pip install {shlex.quote(_folder())}",
+                "install it",
+                command=f"{shlex.quote(sys.executable)} -m pip install mltune",
             )
         ]
     for requirement in own.asks_for:
@@ -47,10 +45,6 @@ def look(_: Subject) -> Sequence[Finding]:
             command=f"{shlex.quote(sys.executable)} -m pip install {shlex.join(wanted)}",
         )
     ]
-
-
-def _folder() -> str:
-    return str(Path(mltune_cli.__file__).resolve().parent.parent)
 
 
 CHECK = Check("requirements", "what mltune needs", look)

@@ -19,7 +19,7 @@ def look(subject: Subject) -> Sequence[Finding]:
                 f"reproducibility.threads is {threads}, and this process may use {cores} cores",
                 "the threads wait for each other, and training is slower than with fewer",
                 "lower it, which makes another recipe; or give the process more cores",
-                command=f"mltune doctor{subject.flags()} --set reproducibility.threads={cores}",
+                command=f"mltune train{subject.flags()} --set reproducibility.threads={cores}",
             )
         )
     given = {name: subject.variables[name] for name in _VARIABLES if name in subject.variables}

@@ -44,7 +44,7 @@ def look(subject: Subject) -> Sequence[Finding]:
                 f"torch {facts.version} is a CPU build, and model.device is cuda",
                 "the training will not start",
                 "install a CUDA build of torch from the ordinary index, or train on the CPU",
-                command=f"mltune doctor{subject.flags()} --set model.device=cpu",
+                command=f"mltune train{subject.flags()} --set model.device=cpu",
             )
         )
     elif facts.cuda is None and subject.wants_gpu and (smi := smi_facts()) and smi.gpus:

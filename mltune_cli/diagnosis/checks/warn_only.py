@@ -10,7 +10,7 @@ from mltune_cli.diagnosis.subject import Subject
 
 def look(subject: Subject) -> Sequence[Finding]:
     """Look at the scripts of this folder."""
-    found = places(subject.folder, ("warn_only", "set_deterministic_debug_mode"), _only_warns)
+    found = places(subject.folder, ("warn_only",), _only_warns)
     if not found:
         return [in_order("no script of this folder asks for it; mltune's training is strict")]
     return [
@@ -25,23 +25,10 @@ def look(subject: Subject) -> Sequence[Finding]:
 
 
 def _only_warns(node: ast.AST) -> bool:
-    if not isinstance(node, ast.Call):
-        return False
-    called = ast.unparse(node.func)
-    if called.endswith("set_deterministic_debug_mode"):
-        return (
-            _DEBUG_MODES.intersection(
-                value.value
-                for value in (*node.args, *(one.value for one in node.keywords))
-                if isinstance(value, ast.Constant)
-            )
-            != frozenset()
-        )
-    return called.endswith("use_deterministic_algorithms") and passes_true(node, "warn_only")
-
-
-# Both spell the same. Source: torch.set_deterministic_debug_mode.
-_DEBUG_MODES = frozenset({"warn", 1})
+    is_call = isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+        "use_deterministic_algorithms"
+    )
+    return is_call and passes_true(node, "warn_only")
 
 
 CHECK = Check("warn-only", "warn_only", look)
