@@ -10,6 +10,7 @@ from mltune_cli.bundled import BUNDLED_PREFIX
 from mltune_cli.diagnosis.torch_facts import TorchFacts
 from mltune_cli.errors import UsageError
 from mltune_cli.launching.environment import worker_environment
+from mltune_cli.paths import is_file, is_there, working_folder
 from mltune_cli.recipe.layers import LoadedRecipe, load_recipe
 from mltune_cli.recipe.schema import Recipe
 
@@ -80,14 +81,12 @@ def subject_of(
     try:
         loaded = load_recipe(config, {}, assignments)
     except UsageError as error:
-        if config is None or not os.path.isfile(config):  # noqa: PTH113 - False for any name
+        if config is None or not is_file(config):
             raise
         problem = error.message
-    return Subject(config, loaded, problem, Path.cwd(), dict(variables))
+    return Subject(config, loaded, problem, working_folder(), dict(variables))
 
 
 def is_hub_name(name: str | None) -> bool:
     """Tell whether a recipe's model or data is to be got from the hub, as the worker tells it."""
-    return (
-        name is not None and not name.startswith((BUNDLED_PREFIX, "/")) and not os.path.exists(name)  # noqa: PTH110 - False for a name that no file can have
-    )
+    return name is not None and not name.startswith((BUNDLED_PREFIX, "/")) and not is_there(name)

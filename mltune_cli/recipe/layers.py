@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from mltune_cli.bundled import BUNDLED_PREFIX, TINY_MODEL, bundled_recipe
 from mltune_cli.errors import RecipeValueError, UsageError
+from mltune_cli.paths import is_there, working_folder
 from mltune_cli.recipe.schema import Recipe, check_combinations
 from mltune_cli.recipe.yaml_lines import parse_scalar, read_placed_values
 
@@ -139,7 +140,7 @@ def load_recipe(
         # Saying how long to train by one takes back what a lower layer said by the other.
         if key in above and above[key].value is not None and other not in above:
             entries[other] = Entry(None, above[key].origin)
-    entries |= {key: _anchored(key, entry, Path.cwd()) for key, entry in above.items()}
+    entries |= {key: _anchored(key, entry, working_folder()) for key, entry in above.items()}
     return _checked(entries, name=path.stem, display=display)
 
 
@@ -249,8 +250,7 @@ def _anchored(key: str, entry: Entry, folder: Path) -> Entry:
         if value.startswith(BUNDLED_PREFIX):
             return entry
         looks_like_path = value.startswith((".", "/", "~")) or Path(value).suffix in DATA_SUFFIXES
-        # os.path.exists is False for a name that no file can have; Path.exists raises.
-        if not looks_like_path and not os.path.exists(folder / value):  # noqa: PTH110
+        if not looks_like_path and not is_there(folder / value):
             return entry
     # Unlike Path.resolve, abspath keeps symbolic links; an unknown ~user stays as it is.
     absolute = os.path.abspath(folder / os.path.expanduser(value))  # noqa: PTH100, PTH111

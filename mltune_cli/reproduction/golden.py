@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mltune_cli.errors import NoVerdictError, UsageError, is_machine_failure
+from mltune_cli.paths import is_there
 from mltune_cli.witness.record import WitnessRecord
 
 SubjectKind = Literal["recipe", "command"]
@@ -103,7 +104,8 @@ def read_golden(path: Path) -> Golden:
     except FileNotFoundError:
         raise UsageError(f"{path}: no such golden; --record {path} makes it") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{path}: cannot be read: {problem}") from None
     except ValidationError as error:
         details = error.errors()[0]
         where = ".".join(map(str, details["loc"])) or "the file"
@@ -119,7 +121,7 @@ def require_recordable(path: Path, kind: SubjectKind) -> None:
     Raises:
         UsageError: says what it holds.
     """
-    if not path.exists():
+    if not is_there(path):
         return
     held = {entry.kind for entry in read_golden(path).entries}
     if held - {kind}:
@@ -136,7 +138,7 @@ def record_golden(path: Path, entry: GoldenEntry) -> list[GoldenEntry]:
         UsageError: the file is no golden, or cannot be written.
         NoVerdictError: the machine failed, such as a full disk.
     """
-    golden = read_golden(path) if path.exists() else Golden(entries=[])
+    golden = read_golden(path) if is_there(path) else Golden(entries=[])
     written = golden.with_entry(entry)
     draft = path.with_name(f".{path.name}.part")
     try:

@@ -55,6 +55,16 @@ def test_a_hub_cache_on_a_full_disk(clinic: Any, disk_of: Any) -> None:
     assert sorted(path.name for path in disk.iterdir()) == ["filling"], "nothing is left behind"
 
 
+@pytest.mark.parametrize("below", ["", "/deeper/still"])
+def test_a_cache_below_a_folder_of_somebody_else(
+    clinic: Any, locked: Path, ordinary: list[str], below: str
+) -> None:
+    """It may not even be looked whether it is there; that stops training, and no check."""
+    env = {"MLTUNE_CACHE": f"{locked}/cache{below}", "HF_HOME": f"{locked}/hub"}
+    finding = fault(clinic.look("caches", env=env, wrapper=ordinary), "error")
+    assert f"{locked}/cache{below}, cannot be written: Permission denied" in finding["seen"]
+
+
 # Shared memory and open files ---------------------------------------------------------------------
 
 
@@ -141,6 +151,27 @@ def test_an_output_folder_below_a_file(clinic: Any) -> None:
     finding = fault(clinic.look("disk", "--config", recipe), "error")
     assert "file is a file" in finding["seen"]
     assert clinic.look("disk", "--config", clinic.recipe("output_dir: run")).severity == "ok"
+
+
+def test_an_output_folder_of_somebody_else(clinic: Any, locked: Path, ordinary: list[str]) -> None:
+    recipe = clinic.recipe(f"output_dir: {locked}/run")
+    finding = fault(clinic.look("disk", "--config", recipe, wrapper=ordinary), "error")
+    assert f"{locked}/run cannot be written: Permission denied" in finding["seen"]
+
+
+def test_no_check_crashes_where_nothing_may_be_looked_at(
+    clinic: Any, locked: Path, ordinary: list[str]
+) -> None:
+    """Every place that a check looks at lies in a folder of somebody else."""
+    env = {
+        name: f"{locked}/{name}"
+        for name in ("MLTUNE_CACHE", "HF_HOME", "NCCL_CONF_FILE", "TORCHINDUCTOR_CACHE_DIR")
+    }
+    env |= {"HOME": f"{locked}/home", "TRITON_HOME": f"{locked}/triton", "DOCKER_HOST": ""}
+    recipe = clinic.recipe(f"output_dir: {locked}/run", model=f"{locked}/model")
+    told = clinic.run("--json", "--config", recipe, env=env, wrapper=ordinary)
+    assert told.code == 1
+    assert "crashed" not in told.stdout
 
 
 # Docker -------------------------------------------------------------------------------------------

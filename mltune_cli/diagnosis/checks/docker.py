@@ -11,6 +11,7 @@ from mltune_cli.diagnosis.subject import Subject
 from mltune_cli.errors import MltuneError, UsageError
 from mltune_cli.imaging.engine import Engine, open_engine
 from mltune_cli.imaging.faults import connection_fault
+from mltune_cli.paths import is_there
 
 _WHY = "`mltune build-image` needs it; nothing else does"
 _SOCKET = Path("/var/run/docker.sock")
@@ -60,7 +61,7 @@ def _engine(subject: Subject) -> AbstractContextManager[Engine]:
     """
     # Importing Docker's SDK takes as long as all other checks; most machines have no engine.
     if not any(name.startswith("DOCKER_") for name in subject.variables) and not (
-        _SOCKET.exists() or _client_settings(subject).exists()
+        is_there(_SOCKET) or is_there(_client_settings(subject))
     ):
         missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         raise connection_fault(missing, f"unix://{_SOCKET}")

@@ -21,6 +21,7 @@ from mltune_cli.diagnosis.model_files import (
     weight_files,
 )
 from mltune_cli.diagnosis.subject import Subject, is_hub_name
+from mltune_cli.paths import is_file, is_folder, sight_problem
 
 _STOPS = "the training will not start"
 
@@ -34,10 +35,10 @@ def look(subject: Subject) -> Sequence[Finding]:
     if is_hub_name(name):
         return _on_the_hub(subject, name, section.revision)
     folder = model_folder(section, subject.variables)
-    if folder is None or not folder.is_dir():
+    if folder is None or not is_folder(folder):
         return [
             broken(
-                f"model.name_or_path: {name}: there is no such folder",
+                f"model.name_or_path: {name}: {_sight(folder or Path(name))}",
                 _STOPS,
                 "name a folder that is there, or a hub id",
                 command="mltune train --model_name_or_path mltune/tiny --dry-run",
@@ -50,6 +51,11 @@ def look(subject: Subject) -> Sequence[Finding]:
     return [in_order(f"{name} ({where})")]
 
 
+def _sight(folder: Path) -> str:
+    problem = sight_problem(folder)
+    return "there is no such folder" if problem is None else f"cannot be read: {problem}"
+
+
 def folder_findings(folder: Path, subject: Subject) -> list[Finding]:
     """Return what is wrong with a model's folder.
 
@@ -57,7 +63,7 @@ def folder_findings(folder: Path, subject: Subject) -> list[Finding]:
         folder: exists.
         subject: tells how long rows are.
     """
-    if (folder / "adapter_config.json").is_file():
+    if is_file(folder / "adapter_config.json"):
         return [
             broken(
                 f"{folder} holds an adapter, not a model",
@@ -87,7 +93,7 @@ def folder_findings(folder: Path, subject: Subject) -> list[Finding]:
                 "get the model's weights as safetensors; other formats are not read",
             )
         )
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not any(is_file(folder / name) for name in TOKENIZER_FILES):
         found.append(
             broken(f"{folder} has no tokenizer", _STOPS, "copy the model's tokenizer.json into it")
         )
@@ -114,7 +120,7 @@ def missing_weights(folder: Path) -> list[str]:
         return [] if weight_files(folder) else ["model.safetensors"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ["a readable model.safetensors.index.json"]
-    return [name for name in named if not (folder / name).is_file()]
+    return [name for name in named if not is_file(folder / name)]
 
 
 def _on_the_hub(subject: Subject, name: str, revision: str | None) -> list[Finding]:
