@@ -30,11 +30,12 @@ def look(subject: Subject) -> Sequence[Finding]:
             # Somebody named an engine, so its absence is no accident.
             return [
                 doubtful(
-                    seen, _WHY, remedy or "name another engine", command=_command(seen),
+                    seen, _WHY, remedy or "name another engine", command=_command(seen, subject),
                     scope="images",
                 )
             ]  # fmt: skip
-        return [known(seen, _WHY, remedy or None, command=_command(seen), scope="images")]
+        command = _command(seen, subject)
+        return [known(seen, _WHY, remedy or None, command=command, scope="images")]
     return [
         in_order(
             f"Docker {facts.version}, API {facts.api_version}, {facts.platform}, "
@@ -43,11 +44,15 @@ def look(subject: Subject) -> Sequence[Finding]:
     ]
 
 
-def _command(seen: str) -> str:
-    if seen.startswith("DOCKER_HOST") or "check DOCKER_HOST" in seen:
-        return "unset DOCKER_HOST"
-    if "DOCKER_CONTEXT" in seen:
+def _command(seen: str, subject: Subject) -> str:
+    host = subject.variables.get("DOCKER_HOST", "").strip()
+    if host and not host.startswith(("unix://", "http+unix://")):
+        return "unset DOCKER_HOST"  # nothing that is started here answers at another machine
+    is_elsewhere = "://" in seen and "unix://" not in seen
+    if "DOCKER_CONTEXT" in seen or (is_elsewhere and subject.variables.get("DOCKER_CONTEXT")):
         return "unset DOCKER_CONTEXT"
+    if is_elsewhere:
+        return "docker context use default"
     if "API" in seen:
         return "unset DOCKER_API_VERSION"
     return "sudo usermod -aG docker $USER" if "permission" in seen else _START
