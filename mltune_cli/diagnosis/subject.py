@@ -11,7 +11,7 @@ from mltune_cli.diagnosis.torch_facts import TorchFacts
 from mltune_cli.errors import UsageError
 from mltune_cli.launching.environment import worker_environment
 from mltune_cli.paths import is_file, is_there, working_folder
-from mltune_cli.recipe.layers import LoadedRecipe, load_recipe
+from mltune_cli.recipe.layers import LoadedRecipe, check_assignments, load_recipe
 from mltune_cli.recipe.schema import Recipe
 
 
@@ -50,6 +50,16 @@ class Subject:
         """Return the `--config` of the commands that remedies name, with a space before it."""
         return f" --config {shlex.quote(str(self.config))}" if self.config is not None else ""
 
+    def trial(self, check: str, *settings: str) -> str:
+        """Return the command that tells whether settings would do; it trains nothing.
+
+        Args:
+            check: that is to find them in order.
+            settings: `section.key=value`, to be written into the recipe where they do.
+        """
+        words = [f"--set {shlex.quote(setting)}" for setting in settings]
+        return f"mltune doctor{self.flags()} --only {check} {' '.join(words)}"
+
     def worker_variables(self) -> dict[str, str]:
         """Return the environment that mltune's own training gets."""
         return worker_environment(self.recipe, self.variables)
@@ -76,7 +86,9 @@ def subject_of(
     Raises:
         UsageError: there is no such file, or an assignment is wrong.
     """
-    load_recipe(None, {}, assignments)  # whatever is wrong with an assignment is the caller's
+    # An assignment that suits no recipe is the caller's mistake; one that does not go together with
+    # this recipe is found as the recipe's other faults are.
+    check_assignments(assignments)
     loaded, problem = None, None
     try:
         loaded = load_recipe(config, {}, assignments)
@@ -85,6 +97,21 @@ def subject_of(
             raise
         problem = error.message
     return Subject(config, loaded, problem, working_folder(), dict(variables))
+
+
+def written(*settings: str) -> str:
+    """Return in words what is to be written into a recipe.
+
+    Args:
+        settings: `section.key=value`, or `key=value`.
+    """
+    parts = []
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        section, _, leaf = key.rpartition(".")
+        below = f" below `{section}:`" if section else ""
+        parts.append(f"`{leaf}: {value}`{below}")
+    return f"write {' and '.join(parts)} in the recipe"
 
 
 def is_hub_name(name: str | None) -> bool:

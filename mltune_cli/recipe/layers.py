@@ -144,24 +144,42 @@ def load_recipe(
     return _checked(entries, name=path.stem, display=display)
 
 
+def check_assignments(assignments: Iterable[str]) -> None:
+    """Refuse `--set` texts that suit no recipe at all; what else a recipe says is not asked.
+
+    Raises:
+        UsageError: a text is none, its key is unknown, or its value is of another kind.
+    """
+    entries = _parse_assignments(assignments)
+    for key, entry in entries.items():
+        _require_known(key, entry)
+    _validated(entries, {key: entry.origin for key, entry in entries.items()})
+
+
 def _checked(entries: Mapping[str, Entry], name: str, display: str) -> LoadedRecipe:
     origins = dict.fromkeys(known_keys(), DEFAULT_ORIGIN)
     origins |= {key: entry.origin for key, entry in entries.items()}
+    recipe = _validated(entries, origins)
+    try:
+        check_combinations(recipe)
+    except RecipeValueError as error:
+        if origins[error.key] == DEFAULT_ORIGIN:
+            raise UsageError(f"{display}: {error.message}") from None
+        raise place_error(error, origins) from None
+    return LoadedRecipe(recipe, origins, name)
+
+
+def _validated(entries: Mapping[str, Entry], origins: Mapping[str, str]) -> Recipe:
+    """Return the recipe of some values, each looked at by itself."""
     tree: dict[str, Any] = {}
     for key, entry in entries.items():
         _require_encodable(key, entry)
         section, _, leaf = key.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[leaf] = entry.value
     try:
-        recipe = Recipe.model_validate(tree)
-        check_combinations(recipe)
+        return Recipe.model_validate(tree)
     except ValidationError as error:
         raise place_error(_first_problem(error), origins) from None
-    except RecipeValueError as error:
-        if origins[error.key] == DEFAULT_ORIGIN:
-            raise UsageError(f"{display}: {error.message}") from None
-        raise place_error(error, origins) from None
-    return LoadedRecipe(recipe, origins, name)
 
 
 def _parse_assignments(assignments: Iterable[str]) -> dict[str, Entry]:

@@ -20,7 +20,7 @@ from mltune_cli.diagnosis.model_files import (
     read_config,
     weight_files,
 )
-from mltune_cli.diagnosis.subject import Subject, is_hub_name
+from mltune_cli.diagnosis.subject import Subject, is_hub_name, written
 from mltune_cli.paths import is_file, is_folder, sight_problem
 
 _STOPS = "the training will not start"
@@ -41,7 +41,6 @@ def look(subject: Subject) -> Sequence[Finding]:
                 f"model.name_or_path: {name}: {_sight(folder or Path(name))}",
                 _STOPS,
                 "name a folder that is there, or a hub id",
-                command="mltune train --model_name_or_path mltune/tiny --dry-run",
             )
         ]
     findings = folder_findings(folder, subject)
@@ -104,8 +103,8 @@ def folder_findings(folder: Path, subject: Subject) -> list[Finding]:
             broken(
                 f"data.max_length is {max_length}, and the model has {positions} positions",
                 _STOPS,
-                "lower it",
-                command=f"mltune train{subject.flags()} --set data.max_length={positions}",
+                f"lower it: {written(f'data.max_length={positions}')}",
+                command=subject.trial("model", f"data.max_length={positions}"),
             )
         )
     return found
@@ -158,8 +157,8 @@ def _pinned(
         doubtful(
             f"{name} is not pinned: model.revision is {branch}, today {commit[:12]}",
             "a branch may move; then the same recipe trains another model",
-            f"write `revision: {commit}` below `model:` in the recipe",
-            command=f"mltune train{subject.flags()} --set model.revision={commit}",
+            written(f"model.revision={commit}"),
+            command=subject.trial("model", f"model.revision={commit}"),
         )
     ]
 
