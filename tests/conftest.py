@@ -1,6 +1,7 @@
 """Fixtures that drive the installed command in real processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -109,3 +110,28 @@ def disk_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+# Root passes every permission by these two.
+_DROPPED = "-dac_override,-dac_read_search"
+
+
+@pytest.fixture
+def ordinary() -> list[str]:
+    """What stands before a command so that permissions hold for it, for root as well."""
+    if os.getuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("root's capabilities are dropped by setpriv, and there is none")
+    return ["setpriv", f"--bounding-set={_DROPPED}", f"--inh-caps={_DROPPED}"]
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Path:
+    """A folder of another user, where that can be made, that nobody else may enter."""
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    if os.getuid() == 0:
+        os.chown(folder, 12345, 12345)
+    folder.chmod(0o700 if os.getuid() == 0 else 0)
+    return folder

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "mltune_cli"
 # From the bottom to the top. A module may import its own room and those below. Rooms that stand in
 # one tuple are side by side; the modules of `launching` are, too.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "command_secrets", "errors", "digests", "randomness"),
+    ("__init__", "command_secrets", "errors", "digests", "randomness", "paths"),
     ("bundled", "recipe"),
     ("manifest", "model_shape"),
     ("memory_estimate",),
@@ -148,7 +148,9 @@ def import_faults(module: Module, rooms: set[str]) -> Iterator[str]:
 
 
 # The rooms of the lowest layers may use those beside them; it is one floor.
-BASEMENT = {"__init__", "errors", "digests", "randomness", "bundled", "recipe", "cli"}
+BASEMENT = {
+    "__init__", "errors", "digests", "randomness", "paths", "bundled", "recipe", "cli",
+}  # fmt: skip
 
 
 def call_faults(module: Module) -> Iterator[str]:

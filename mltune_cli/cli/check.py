@@ -86,6 +86,7 @@ def repro_check(
     from mltune_cli.commands.check_options import CheckOptions, read_reference
     from mltune_cli.commands.processes import process_shape
     from mltune_cli.commands.replaying import replayed_command, replayed_recipe
+    from mltune_cli.paths import is_folder
     from mltune_cli.recipe.layers import load_recipe
 
     if variations and "list" in variations:
@@ -98,7 +99,7 @@ def repro_check(
     options.require_consistent()
     flags = _training_flags(config, assignments or [], nproc_per_node)
     command = _command(context.obj, flags)
-    is_replay = against is not None and against.is_dir() and not flags and command is None
+    is_replay = against is not None and is_folder(against) and not flags and command is None
     if is_replay and against is not None:
         command = replayed_command(against)
     if command is not None:

@@ -27,6 +27,7 @@ from mltune_cli.imaging.receipt import (
 )
 from mltune_cli.imaging.smoke import ARTIFACTS, Trial, TrialOutcome, installed_packages, try_image
 from mltune_cli.imaging.verifying import verify_build
+from mltune_cli.paths import working_folder
 from mltune_cli.rendering.console import print_notice
 from mltune_cli.rendering.imaging import (
     ImageView,
@@ -86,7 +87,7 @@ def build_image_command(
     memory = memory_bytes(trial.memory)
     host = None if trial.against is None else host_run(trial.against)
     with tempfile.TemporaryDirectory(prefix="mltune-") as scratch:
-        plan = image_plan(options, Path.cwd(), current_commit(), Path(scratch))
+        plan = image_plan(options, working_folder(), current_commit(), Path(scratch))
         if dry_run:
             print_plan(plan, trial.command if trial.run else None)
             return ExitCode.OK

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mltune_cli.command_secrets import command_without_secrets
 from mltune_cli.errors import UsageError
+from mltune_cli.paths import is_folder, is_there, sight_problem
 from mltune_cli.reproduction.golden import GoldenEntry, SubjectKind, require_recordable
 from mltune_cli.reproduction.golden_source import read_source
 
@@ -81,7 +82,7 @@ class Reference:
     def record_command(self) -> str:
         """What makes the result of this check the golden."""
         against = self.options.against
-        is_file = against is not None and not against.is_dir()
+        is_file = against is not None and not is_folder(against)
         file = str(against) if is_file else "golden.json"
         command = ["--", *self.command] if self.command is not None else []
         return command_without_secrets(
@@ -110,7 +111,7 @@ def read_reference(
         raise UsageError(
             f"--against {options.against}: is about the {other.kind} {other.subject}; {named}"
         )
-    is_file = options.against is not None and not options.against.is_dir()
+    is_file = options.against is not None and not is_folder(options.against)
     if is_file and kind == "recipe" and "--config" not in flags:
         # Without a recipe the smoke recipe would be trained, and called a change of another.
         subjects = {entry.subject for entry in entries}
@@ -128,17 +129,19 @@ def require_place(flag: str, path: Path) -> None:
     Raises:
         UsageError: it is a folder, or its folder is missing or cannot be written.
     """
-    if path.is_dir():
+    if is_folder(path):
         raise UsageError(f"{flag} {path}: is a folder; name a file")
     # What a link leads to is written.
-    place = Path(os.path.realpath(path)) if path.is_symlink() else path
-    if not place.parent.is_dir():
+    place = Path(os.path.realpath(path))
+    if problem := sight_problem(place.parent):
+        raise UsageError(f"{flag} {path}: cannot be written: {problem}")
+    if not is_folder(place.parent):
         raise UsageError(f"{flag} {path}: there is no folder {place.parent}; make it first")
     probe = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
         probe.touch()
         probe.unlink()
-        if path.exists() and not os.access(path, os.W_OK):
+        if is_there(path) and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UsageError(f"{flag} {path}: cannot be written: {error.strerror}") from None

@@ -8,7 +8,7 @@ from typing import Literal
 from mltune_cli.diagnosis.finding import worst
 from mltune_cli.diagnosis.hub import token_file
 from mltune_cli.diagnosis.machine import machine_report
-from mltune_cli.diagnosis.redaction import Redaction, anonymous, mapped
+from mltune_cli.diagnosis.redaction import Redaction, anonymous
 from mltune_cli.diagnosis.registry import chosen_checks
 from mltune_cli.diagnosis.report import (
     CheckReport,
@@ -19,6 +19,7 @@ from mltune_cli.diagnosis.report import (
 from mltune_cli.diagnosis.runner import CheckOutcome, run_checks
 from mltune_cli.diagnosis.subject import Subject, subject_of
 from mltune_cli.errors import ExitCode
+from mltune_cli.rendering.console import visible
 from mltune_cli.rendering.doctor import print_bug_report, print_doctor, print_doctor_json
 
 OutputKind = Literal["tree", "json", "report"]
@@ -81,11 +82,16 @@ def _recipe_name(subject: Subject) -> str:
 
 def _shown(report: DoctorReport, output: OutputKind, subject: Subject) -> DoctorReport:
     """Take secrets out before anything is printed; from a bug report also who and where one is."""
-    redaction = Redaction(subject.variables, _saved_token(token_file(subject.variables)))
-    tree = mapped(report.model_dump(mode="json"), redaction.text)
-    if output == "report":
-        tree = mapped(tree, lambda text: anonymous(text, subject.variables))
-    return DoctorReport.model_validate(tree)
+    saved = _saved_token(token_file(subject.variables))
+    redaction = Redaction(subject.variables, saved, report.own_words())
+
+    def change(text: str) -> str:
+        text = redaction.text(text)
+        if output == "report":
+            text = anonymous(text, subject.variables)
+        return visible(text)
+
+    return report.with_texts(change)
 
 
 def _saved_token(path: Path) -> tuple[str, ...]:

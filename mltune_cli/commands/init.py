@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mltune_cli.commands.stopping import second_signal_held
 from mltune_cli.errors import ExitCode
+from mltune_cli.paths import is_there, working_folder
 from mltune_cli.rendering.console import print_notice
 from mltune_cli.rendering.scaffolding import print_project
 from mltune_cli.scaffolding.installation import pinned_source
@@ -29,6 +30,7 @@ def init(folder: Path, *, gpu: bool, ci: Continuous, force: bool) -> ExitCode:
         UsageError: a file is in the way, or the folder cannot be written.
         NoVerdictError: the machine failed.
     """
+    working_folder()  # without one no folder has a name
     title = folder.absolute().name or folder.resolve().name
     mltune = pinned_source()
     files = project_files(title, gpu=gpu, ci=ci, mltune=mltune)
@@ -52,6 +54,6 @@ def init(folder: Path, *, gpu: bool, ci: Continuous, force: bool) -> ExitCode:
 def _repository_above(folder: Path) -> Path | None:
     """Return the repository that the folder lies in without being its top."""
     place = folder.resolve()
-    if (place / ".git").exists():
+    if is_there(place / ".git"):
         return None
-    return next((parent for parent in place.parents if (parent / ".git").exists()), None)
+    return next((parent for parent in place.parents if is_there(parent / ".git")), None)

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from mltune_cli.command_secrets import HIDDEN
 from mltune_cli.errors import UsageError
 from mltune_cli.manifest import MANIFEST_FILE, read_manifest
+from mltune_cli.paths import is_file
 from mltune_cli.recipe.layers import LoadedRecipe
 from mltune_cli.recipe.schema import Recipe
 from mltune_cli.reproduction.golden_source import checked_command, read_source
@@ -36,7 +37,7 @@ def replayed_recipe(run: Path) -> LoadedRecipe:
     Raises:
         UsageError: the run's recipe is not one for this version of mltune.
     """
-    folder = run if (run / MANIFEST_FILE).is_file() else run / "run-1"
+    folder = run if is_file(run / MANIFEST_FILE) else run / "run-1"
     manifest = read_manifest(folder)
     path = folder / MANIFEST_FILE
     try:

@@ -19,6 +19,7 @@ from mltune_cli.commands.train import new_job
 from mltune_cli.errors import ExitCode, NoVerdictError, UsageError
 from mltune_cli.launching.devices import side_by_side_slots
 from mltune_cli.launching.job import ProcessShape, TrainingJob
+from mltune_cli.paths import working_folder
 from mltune_cli.recipe.layers import LoadedRecipe
 from mltune_cli.recipe.schema import Recipe
 from mltune_cli.rendering.github import show_in_actions
@@ -234,7 +235,7 @@ class _CommandCheck(_Checking):
 
 def _absolute(folder: Path) -> Path:
     # Not resolved: workers and commands see the path that was given, links and all.
-    return Path(os.path.abspath(folder))  # noqa: PTH100
+    return Path(os.path.abspath(working_folder() / folder))  # noqa: PTH100
 
 
 def _require_claim(recipe: Recipe, processes: int, flag: str) -> None:

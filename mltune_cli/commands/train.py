@@ -14,6 +14,7 @@ from mltune_cli.launching.events import Notice, Started
 from mltune_cli.launching.held_signals import held_signals
 from mltune_cli.launching.job import ProcessShape, TrainingJob
 from mltune_cli.launching.worker_process import WorkerProcess
+from mltune_cli.paths import working_folder
 from mltune_cli.recipe.layers import LoadedRecipe
 from mltune_cli.rendering.recipe import print_recipe
 from mltune_cli.rendering.training import TrainingView
@@ -131,7 +132,7 @@ def new_job(
         recipe=loaded.recipe,
         origins=dict(loaded.origins),
         recipe_name=loaded.name,
-        runs_folder=str(Path.cwd() / RUNS_FOLDER),
+        runs_folder=str(working_folder() / RUNS_FOLDER),
         overwrite=start.overwrite,
         resume=start.resume,
         resume_from=str(start.resume_from.resolve()) if start.resume_from else None,

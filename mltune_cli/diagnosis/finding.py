@@ -37,6 +37,12 @@ class Finding(BaseModel):
     command: str | None = None
     scope: Scope = "everything"
 
+    def with_texts(self, change: Callable[[str], str]) -> "Finding":
+        """Return the finding with its sentences and its command changed."""
+        names = ("seen", "why", "remedy", "command")
+        texts = {name: getattr(self, name) for name in names}
+        return self.model_copy(update={n: t and change(t) for n, t in texts.items()})
+
 
 def in_order(seen: str) -> Finding:
     """Return a finding that all is well."""

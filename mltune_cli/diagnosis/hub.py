@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mltune_cli.paths import is_folder
+
 COMMIT = re.compile(r"[0-9a-f]{40}")
 OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 _TRUE = ("1", "ON", "YES", "TRUE")
@@ -69,7 +71,7 @@ def cached_snapshot(
         except (OSError, UnicodeDecodeError):
             return None
     snapshot = folder / "snapshots" / wanted
-    return snapshot if snapshot.is_dir() else None
+    return snapshot if is_folder(snapshot) else None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The model that a recipe names, as far as its small files tell of it."""
 
 import json
-import os
 import struct
 from collections.abc import Mapping
 from math import prod
@@ -11,6 +10,7 @@ from typing import Any
 from mltune_cli.bundled import BUNDLED_PREFIX, bundled_model
 from mltune_cli.diagnosis.hub import cached_snapshot
 from mltune_cli.errors import UsageError
+from mltune_cli.paths import is_folder
 from mltune_cli.recipe.schema import ModelSection
 
 # A header of safetensors is some hundred bytes for a tensor; a larger number is no header.
@@ -26,7 +26,7 @@ def model_folder(section: ModelSection, variables: Mapping[str, str]) -> Path | 
             return bundled_model(name)
         except UsageError:
             return None
-    if os.path.isdir(name):  # noqa: PTH112 - False for a name that no file can have
+    if is_folder(name):
         return Path(name)
     return cached_snapshot(variables, "model", name, section.revision)
 

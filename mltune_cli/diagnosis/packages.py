@@ -3,16 +3,21 @@
 import ast
 import functools
 import importlib.util
+import json
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import unquote
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
+
+import mltune_cli
+from mltune_cli.paths import is_there
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,29 @@ def installed_version(name: str) -> Version | None:
 def satisfies(version: Version, requirement: Requirement) -> bool:
     """Tell whether a version is what is asked for; a pre-release may be."""
     return requirement.specifier.contains(version, prereleases=True)
+
+
+def own_source() -> str | None:
+    """Return what pip installs this mltune from again; None where that is not known or gone.
+
+    Never the bare name: on the public index it is somebody else's.
+    """
+    checkout = Path(mltune_cli.__file__).parent.parent
+    if (checkout / "pyproject.toml").is_file():
+        return str(checkout)  # it runs from there
+    try:
+        text = metadata.distribution("mltune").read_text("direct_url.json")
+        told = json.loads(text or "{}")
+        url = str(told.get("url", ""))
+    except (metadata.PackageNotFoundError, ValueError, AttributeError, OSError):
+        return None
+    if url.startswith("file://"):
+        path = unquote(url.removeprefix("file://"))
+        return path if is_there(path) else None
+    version = told.get("vcs_info")
+    if isinstance(version, dict):
+        return f"{version.get('vcs', 'git')}+{url}@{version.get('commit_id', 'HEAD')}"
+    return url or None
 
 
 def package_folder(name: str) -> Path | None:

@@ -4,13 +4,15 @@ import os
 import tempfile
 from pathlib import Path
 
+from mltune_cli.paths import is_folder, is_there
+
 _PROBE = ".mltune-probe-"
 
 
 def nearest_folder(path: Path) -> Path:
     """Return the folder itself, or the nearest above it that exists."""
     path = path.absolute()
-    while not path.exists() and path != path.parent:
+    while not is_there(path) and path != path.parent:
         path = path.parent
     return path
 
@@ -22,7 +24,7 @@ def write_problem(path: Path) -> str | None:
     or read-only.
     """
     nearest = nearest_folder(path)
-    if not nearest.is_dir():
+    if not is_folder(nearest):
         return f"{nearest} is a file"
     try:
         with tempfile.NamedTemporaryFile(prefix=_PROBE, dir=nearest) as file:

@@ -5,18 +5,27 @@ import getpass
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 _HIDDEN = "***"
 _SECRET_NAME = re.compile(
-    r"TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE|_KEY$|AUTH|COOKIE",
+    r"TOKEN(?!IZER)|SECRET|PASSW|PASSPHRASE|_PASS$|_PWD$|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE"
+    r"|_KEY$|AUTH(?!OR)|AUTHORI[SZ]|COOKIE",
     re.I,
 )
 _LEAST_SECRET = 6
-# A name that holds one of these words and has such a value holds no secret.
+# A name that holds one of these words and has such a value holds no secret, or none that could be
+# told from the numbers and switches around it.
 _PLAIN_VALUE = re.compile(r"(?i)true|false|none|null|never|always|\d{1,8}|/[\w./-]*")
+# Words of our own sentences. Where everybody's report has one, taking it out of a single report
+# tells what the secret is, and makes the rest unreadable.
+_COMMON_WORDS = {
+    "another", "before", "bundled", "default", "docker", "engine", "environment", "export",
+    "folder", "install", "installed", "kernels", "linux", "localhost", "machine", "mltune",
+    "nothing", "package", "process", "processes", "python", "python3", "recipe", "script",
+    "scripts", "settings", "training", "variable", "version", "without",
+}  # fmt: skip
 _PATTERNS = (
     re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"),
     re.compile(r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}"),
@@ -42,40 +51,44 @@ def is_secret_name(name: str) -> bool:
 class Redaction:
     """Takes secrets out of text.
 
+    A value that is short, a number, a switch, a path or an everyday word stands in text for many
+    reasons; it is taken out only where it is shown as the variable's own, as in `NAME=value`.
+
     Args:
         variables: the environment; the values of those whose names say that they are secret are
             taken out wherever they stand.
         secrets: further values.
+        words: that stand in the text whatever the secrets are, in lower case.
     """
 
-    def __init__(self, variables: Mapping[str, str], secrets: tuple[str, ...] = ()) -> None:
-        named = [value for name, value in variables.items() if is_secret_name(name)]
+    def __init__(
+        self,
+        variables: Mapping[str, str],
+        secrets: tuple[str, ...] = (),
+        words: frozenset[str] = frozenset(),
+    ) -> None:
+        named = {name: value.strip() for name, value in variables.items() if is_secret_name(name)}
+        words = words | _COMMON_WORDS
         kept = {
-            value.strip()
-            for value in (*named, *secrets)
-            if len(value.strip()) >= _LEAST_SECRET and not _PLAIN_VALUE.fullmatch(value.strip())
+            value
+            for value in (*named.values(), *(secret.strip() for secret in secrets))
+            if len(value) >= _LEAST_SECRET
+            and not _PLAIN_VALUE.fullmatch(value)
+            and value.lower() not in words
         }
         # The longest first: one secret may be a part of another.
         self._values = sorted(kept, key=len, reverse=True)
+        self._own = [(name, value) for name, value in named.items() if value]
 
     def text(self, text: str) -> str:
         """Return a text without secrets."""
         for value in self._values:
             text = text.replace(value, _HIDDEN)
+        for name, value in self._own:
+            text = text.replace(f"{name}={value}", f"{name}={_HIDDEN}")
         for pattern in _PATTERNS:
             text = pattern.sub(_HIDDEN, text)
         return text
-
-
-def mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a value of JSON's kinds with every text in it changed, names included."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {change(str(key)): mapped(one, change) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [mapped(one, change) for one in value]
-    return value
 
 
 def anonymous(text: str, variables: Mapping[str, str]) -> str:

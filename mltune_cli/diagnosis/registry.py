@@ -55,11 +55,17 @@ CHECKS: tuple[Check, ...] = tuple(
 def chosen_checks(names: Sequence[str]) -> tuple[Check, ...]:
     """Return the checks of the given names, in their own order; all where none is named.
 
+    Args:
+        names: of one check each, or of several with commas between.
+
     Raises:
         UsageError: there is no check of a name.
     """
     known = [check.name for check in CHECKS]
-    wanted = {name.replace("_", "-").lower() for name in names}
+    parts = [part.strip() for name in names for part in name.split(",")]
+    wanted = {part.replace("_", "-").lower() for part in parts if part}
+    if names and not wanted:
+        raise UsageError(f"--only {names[0]}: names no check; there are {', '.join(known)}")
     for name in sorted(wanted - set(known)):
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? " if close else ""

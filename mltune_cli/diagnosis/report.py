@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from collections.abc import Callable
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mltune_cli.diagnosis.finding import Finding, Severity, worst
+from mltune_cli.diagnosis.finding import SEVERITIES, Finding, Severity, worst
 from mltune_cli.errors import ExitCode
 
 Verdict = Literal["healthy", "warnings", "errors"]
@@ -32,6 +34,11 @@ class CheckReport(_Frozen):
     severity: Severity
     findings: list[Finding]
     seconds: float
+
+    def with_texts(self, change: Callable[[str], str]) -> CheckReport:
+        """Return the check with what its findings say changed."""
+        findings = [finding.with_texts(change) for finding in self.findings]
+        return self.model_copy(update={"findings": findings})
 
 
 class MachineReport(_Frozen):
@@ -61,6 +68,12 @@ class MachineReport(_Frozen):
     settings: dict[str, str | int | bool]
     variables: dict[str, str]
 
+    def with_texts(self, change: Callable[[str], str]) -> MachineReport:
+        """Return the machine with every value changed, and the names of variables."""
+        values = {name: _changed(getattr(self, name), change) for name in type(self).model_fields}
+        values["variables"] = {change(name): text for name, text in values["variables"].items()}
+        return self.model_copy(update=values)
+
 
 class DoctorReport(_Frozen):
     """What the doctor found.
@@ -80,6 +93,38 @@ class DoctorReport(_Frozen):
     machine: MachineReport
     checks: list[CheckReport]
     seconds: float
+
+    def with_texts(self, change: Callable[[str], str]) -> DoctorReport:
+        """Return the report with every free text changed; names, titles and verdicts stay.
+
+        Args:
+            change: may return anything: a secret may be one of the report's own words.
+        """
+        return self.model_copy(
+            update={
+                "recipe_name": change(self.recipe_name),
+                "machine": self.machine.with_texts(change),
+                "checks": [check.with_texts(change) for check in self.checks],
+            }
+        )
+
+    def own_words(self) -> frozenset[str]:
+        """Return the words that stand in the report of any machine, in lower case."""
+        models = (DoctorReport, CheckReport, MachineReport, Finding)
+        words = {name for model in models for name in model.model_fields}
+        words |= {self.verdict, *SEVERITIES, *self.machine.packages}
+        for check in self.checks:
+            words |= {check.name, *re.findall(r"[\w.]+", check.title)}
+        return frozenset(word.lower() for word in words)
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a text, a list of texts or a mapping to texts with every text changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _changed(one, change) for name, one in value.items()}
+    return [change(one) for one in value] if isinstance(value, list) else value
 
 
 def verdict_of(checks: list[CheckReport]) -> Verdict:

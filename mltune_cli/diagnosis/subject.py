@@ -10,7 +10,8 @@ from mltune_cli.bundled import BUNDLED_PREFIX
 from mltune_cli.diagnosis.torch_facts import TorchFacts
 from mltune_cli.errors import UsageError
 from mltune_cli.launching.environment import worker_environment
-from mltune_cli.recipe.layers import LoadedRecipe, load_recipe
+from mltune_cli.paths import is_file, is_there, working_folder
+from mltune_cli.recipe.layers import LoadedRecipe, check_assignments, load_recipe
 from mltune_cli.recipe.schema import Recipe
 
 
@@ -49,6 +50,16 @@ class Subject:
         """Return the `--config` of the commands that remedies name, with a space before it."""
         return f" --config {shlex.quote(str(self.config))}" if self.config is not None else ""
 
+    def trial(self, check: str, *settings: str) -> str:
+        """Return the command that tells whether settings would do; it trains nothing.
+
+        Args:
+            check: that is to find them in order.
+            settings: `section.key=value`, to be written into the recipe where they do.
+        """
+        words = [f"--set {shlex.quote(setting)}" for setting in settings]
+        return f"mltune doctor{self.flags()} --only {check} {' '.join(words)}"
+
     def worker_variables(self) -> dict[str, str]:
         """Return the environment that mltune's own training gets."""
         return worker_environment(self.recipe, self.variables)
@@ -75,19 +86,34 @@ def subject_of(
     Raises:
         UsageError: there is no such file, or an assignment is wrong.
     """
-    load_recipe(None, {}, assignments)  # whatever is wrong with an assignment is the caller's
+    # An assignment that suits no recipe is the caller's mistake; one that does not go together with
+    # this recipe is found as the recipe's other faults are.
+    check_assignments(assignments)
     loaded, problem = None, None
     try:
         loaded = load_recipe(config, {}, assignments)
     except UsageError as error:
-        if config is None or not os.path.isfile(config):  # noqa: PTH113 - False for any name
+        if config is None or not is_file(config):
             raise
         problem = error.message
-    return Subject(config, loaded, problem, Path.cwd(), dict(variables))
+    return Subject(config, loaded, problem, working_folder(), dict(variables))
+
+
+def written(*settings: str) -> str:
+    """Return in words what is to be written into a recipe.
+
+    Args:
+        settings: `section.key=value`, or `key=value`.
+    """
+    parts = []
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        section, _, leaf = key.rpartition(".")
+        below = f" below `{section}:`" if section else ""
+        parts.append(f"`{leaf}: {value}`{below}")
+    return f"write {' and '.join(parts)} in the recipe"
 
 
 def is_hub_name(name: str | None) -> bool:
     """Tell whether a recipe's model or data is to be got from the hub, as the worker tells it."""
-    return (
-        name is not None and not name.startswith((BUNDLED_PREFIX, "/")) and not os.path.exists(name)  # noqa: PTH110 - False for a name that no file can have
-    )
+    return name is not None and not name.startswith((BUNDLED_PREFIX, "/")) and not is_there(name)

@@ -50,12 +50,10 @@ class TorchFacts(BaseModel):
     version: str = ""
     cuda: str | None = None
     hip: str | None = None
-    cudnn: int | None = None
     architectures: list[str] = []
     gpus: list[GpuFacts] = []
     gpu_problem: str | None = None
     instruction_set: str = ""
-    threads: int = 0
     settings: dict[str, str | int | bool] = {}
     import_seconds: float = 0.0
 

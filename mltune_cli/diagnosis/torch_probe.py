@@ -43,13 +43,11 @@ def torch_facts(asks_memory: bool) -> dict[str, Any]:
         "version": torch.__version__,
         "cuda": torch.version.cuda,
         "hip": getattr(torch.version, "hip", None),
-        "cudnn": library.backends.cudnn.version() if torch.version.cuda else None,
         # `torch.cuda.get_arch_list` is empty where there is no GPU.
         "architectures": library._C._cuda_getArchFlags().split() if torch.version.cuda else [],
         "gpus": gpus,
         "gpu_problem": " ".join(str(caught[0].message).split()) if caught else None,
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
         "settings": {
             "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
             "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),

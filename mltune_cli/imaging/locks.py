@@ -12,6 +12,7 @@ from packaging.version import InvalidVersion, Version
 
 from mltune_cli.bundled import bundled_lock
 from mltune_cli.errors import NoVerdictError, UsageError
+from mltune_cli.paths import is_folder, sight_problem
 
 Variant = Literal["cpu", "gpu"]
 LOCK_NAMES: Mapping[Variant, str] = {"cpu": "requirements.txt", "gpu": "requirements-gpu.txt"}
@@ -169,7 +170,9 @@ def missing_from_wheelhouse(lock_text: str, folder: Path) -> list[str]:
 
 def _wheels(folder: Path) -> list[tuple[Path, tuple[str, Version]]]:
     """Return the wheels of a folder with the package and the version that their names tell."""
-    if not folder.is_dir():
+    if problem := sight_problem(folder):
+        raise UsageError(f"{folder}: cannot be read: {problem}")
+    if not is_folder(folder):
         raise UsageError(f"{folder}: is no folder of wheels")
     try:
         paths = sorted(folder.glob("*.whl"))

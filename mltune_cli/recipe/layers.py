@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from mltune_cli.bundled import BUNDLED_PREFIX, TINY_MODEL, bundled_recipe
 from mltune_cli.errors import RecipeValueError, UsageError
+from mltune_cli.paths import is_there, working_folder
 from mltune_cli.recipe.schema import Recipe, check_combinations
 from mltune_cli.recipe.yaml_lines import parse_scalar, read_placed_values
 
@@ -139,28 +140,46 @@ def load_recipe(
         # Saying how long to train by one takes back what a lower layer said by the other.
         if key in above and above[key].value is not None and other not in above:
             entries[other] = Entry(None, above[key].origin)
-    entries |= {key: _anchored(key, entry, Path.cwd()) for key, entry in above.items()}
+    entries |= {key: _anchored(key, entry, working_folder()) for key, entry in above.items()}
     return _checked(entries, name=path.stem, display=display)
+
+
+def check_assignments(assignments: Iterable[str]) -> None:
+    """Refuse `--set` texts that suit no recipe at all; what else a recipe says is not asked.
+
+    Raises:
+        UsageError: a text is none, its key is unknown, or its value is of another kind.
+    """
+    entries = _parse_assignments(assignments)
+    for key, entry in entries.items():
+        _require_known(key, entry)
+    _validated(entries, {key: entry.origin for key, entry in entries.items()})
 
 
 def _checked(entries: Mapping[str, Entry], name: str, display: str) -> LoadedRecipe:
     origins = dict.fromkeys(known_keys(), DEFAULT_ORIGIN)
     origins |= {key: entry.origin for key, entry in entries.items()}
+    recipe = _validated(entries, origins)
+    try:
+        check_combinations(recipe)
+    except RecipeValueError as error:
+        if origins[error.key] == DEFAULT_ORIGIN:
+            raise UsageError(f"{display}: {error.message}") from None
+        raise place_error(error, origins) from None
+    return LoadedRecipe(recipe, origins, name)
+
+
+def _validated(entries: Mapping[str, Entry], origins: Mapping[str, str]) -> Recipe:
+    """Return the recipe of some values, each looked at by itself."""
     tree: dict[str, Any] = {}
     for key, entry in entries.items():
         _require_encodable(key, entry)
         section, _, leaf = key.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[leaf] = entry.value
     try:
-        recipe = Recipe.model_validate(tree)
-        check_combinations(recipe)
+        return Recipe.model_validate(tree)
     except ValidationError as error:
         raise place_error(_first_problem(error), origins) from None
-    except RecipeValueError as error:
-        if origins[error.key] == DEFAULT_ORIGIN:
-            raise UsageError(f"{display}: {error.message}") from None
-        raise place_error(error, origins) from None
-    return LoadedRecipe(recipe, origins, name)
 
 
 def _parse_assignments(assignments: Iterable[str]) -> dict[str, Entry]:
@@ -249,8 +268,7 @@ def _anchored(key: str, entry: Entry, folder: Path) -> Entry:
         if value.startswith(BUNDLED_PREFIX):
             return entry
         looks_like_path = value.startswith((".", "/", "~")) or Path(value).suffix in DATA_SUFFIXES
-        # os.path.exists is False for a name that no file can have; Path.exists raises.
-        if not looks_like_path and not os.path.exists(folder / value):  # noqa: PTH110
+        if not looks_like_path and not is_there(folder / value):
             return entry
     # Unlike Path.resolve, abspath keeps symbolic links; an unknown ~user stays as it is.
     absolute = os.path.abspath(folder / os.path.expanduser(value))  # noqa: PTH100, PTH111

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -29,9 +30,24 @@ def stderr() -> "Console":
     return Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
+def visible(text: str) -> str:
+    """Return text on one line that does nothing to a terminal.
+
+    What comes from the environment or from a file name may hold escape sequences, or bytes that are
+    no text; both are spelled out.
+    """
+    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+# Control characters but the tab, separators of lines, what turns the direction of writing around,
+# and the surrogates that stand for bytes which are not UTF-8.
+_INVISIBLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 def print_error(message: str) -> None:
     """Print an error as one sentence on stderr, without importing rich."""
-    sys.stderr.write(f"mltune: {message}\n")
+    lines = map(visible, message.split("\n"))
+    sys.stderr.write("mltune: " + "\n".join(lines) + "\n")
 
 
 def print_notice(text: str) -> None:

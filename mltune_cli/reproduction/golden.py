@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mltune_cli.errors import NoVerdictError, UsageError, is_machine_failure
+from mltune_cli.paths import is_there
 from mltune_cli.reproduction.kept_commands import kept_subject
 from mltune_cli.witness.record import WitnessRecord
 
@@ -108,7 +109,8 @@ def read_golden(path: Path) -> Golden:
     except FileNotFoundError:
         raise UsageError(f"{path}: no such golden; --record {path} makes it") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{path}: cannot be read: {problem}") from None
     except ValidationError as error:
         details = error.errors()[0]
         where = ".".join(map(str, details["loc"])) or "the file"
@@ -130,7 +132,7 @@ def require_recordable(path: Path, kind: SubjectKind) -> None:
     Raises:
         UsageError: says what it holds.
     """
-    if not path.exists():
+    if not is_there(path):
         return
     held = {entry.kind for entry in read_golden(path).entries}
     if held - {kind}:
@@ -154,7 +156,7 @@ def record_golden(path: Path, entry: GoldenEntry) -> list[GoldenEntry]:
     draft = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
         with _claimed(place.parent):
-            golden = read_golden(path) if path.exists() else Golden(entries=[])
+            golden = read_golden(path) if is_there(path) else Golden(entries=[])
             written = golden.with_entry(entry)
             draft.write_text(written.to_json(), encoding="utf-8")
             draft.replace(place)

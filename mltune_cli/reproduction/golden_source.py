@@ -11,6 +11,7 @@ from mltune_cli.bundled import BUNDLED_PREFIX
 from mltune_cli.digests import json_digest
 from mltune_cli.errors import NoVerdictError, UsageError
 from mltune_cli.manifest import MANIFEST_FILE, GitFacts, Manifest, read_manifest
+from mltune_cli.paths import is_file, is_folder
 from mltune_cli.recipe.layers import flatten
 from mltune_cli.reproduction.golden import GoldenEntry, read_golden
 from mltune_cli.reproduction.kept_commands import kept_command
@@ -31,14 +32,14 @@ def read_source(path: Path) -> list[GoldenEntry]:
     Raises:
         UsageError: it is none of them, or not whole.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         return read_golden(path).entries
     try:
-        if (path / MANIFEST_FILE).is_file():
+        if is_file(path / MANIFEST_FILE):
             return [entry_of_run(path)]
-        if (path / "run-1" / MANIFEST_FILE).is_file():
+        if is_file(path / "run-1" / MANIFEST_FILE):
             return [entry_of_run(path / "run-1")]
-        if (path / _REPORT).is_file() and (path / "run-1" / WITNESS_FOLDER).is_dir():
+        if is_file(path / _REPORT) and is_folder(path / "run-1" / WITNESS_FOLDER):
             return [entry_of_command(path / "run-1", checked_command(path), "earlier", None)]
     except NoVerdictError as error:
         raise UsageError(f"--against {path}: {error.message}") from None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mltune_cli.errors import UsageError
+from mltune_cli.paths import is_folder, is_there
 from mltune_cli.reproduction.report import ReproductionReport
 from mltune_cli.run_folder import (
     ADAPTER,
@@ -38,9 +39,9 @@ def output_folder(folder: Path, writer: str = "repro-check") -> Iterator[None]:
             into it, or it cannot be written.
     """
     earlier = folder / _EARLIER
-    is_new = not folder.exists()
+    is_new = not is_there(folder)
     try:
-        if folder.exists() and not folder.is_dir():
+        if is_there(folder) and not is_folder(folder):
             raise UsageError(f"{folder}: is a file; choose another --output")
         mark, signed = folder / MARK, f"Written by mltune {writer}, which may replace it.\n"
         is_ours = mark.is_file() and mark.read_text(errors="replace") == signed

@@ -7,6 +7,7 @@ from typing import Any
 
 from mltune_cli.errors import ExitCode, NoVerdictError, UsageError
 from mltune_cli.manifest import Manifest, read_manifest
+from mltune_cli.paths import is_folder, sight_problem
 from mltune_cli.recipe.layers import flatten
 from mltune_cli.reproduction.diff_tree import DiffNode, NodeStatus, RunDiff
 from mltune_cli.reproduction.report import stage_meaning
@@ -260,7 +261,9 @@ def require_runs(*folders: Path) -> None:
         UsageError: names the first that is none.
     """
     for folder in folders:
-        if not folder.is_dir():
+        if problem := sight_problem(folder):
+            raise UsageError(f"{folder}: cannot be read: {problem}")
+        if not is_folder(folder):
             raise UsageError(f"{folder}: no such run folder")
-        if (folder / "run-1").is_dir():
+        if is_folder(folder / "run-1"):
             raise UsageError(f"{folder}: holds the runs of a check; name one, {folder / 'run-1'}")

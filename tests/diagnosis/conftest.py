@@ -251,9 +251,8 @@ cuda = Space(is_available=is_available, device_count=lambda: len(gpus),
 _C = Space(_cuda_getArchFlags=lambda: " ".join(said.get("architectures", ["sm_80", "sm_90"])))
 backends = Space(
     cpu=Space(get_cpu_capability=lambda: "AVX2"),
-    cudnn=Space(version=lambda: 91000, benchmark=False, allow_tf32=True),
+    cudnn=Space(benchmark=False, allow_tf32=True),
     cuda=Space(matmul=Space(allow_tf32=False)))
-get_num_threads = lambda: 1
 are_deterministic_algorithms_enabled = lambda: False
 is_deterministic_algorithms_warn_only_enabled = lambda: False
 get_float32_matmul_precision = lambda: "highest"

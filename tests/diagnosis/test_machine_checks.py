@@ -17,7 +17,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from mltune_cli.diagnosis.checks import clock
 from mltune_cli.diagnosis.checks.clock import judge
+from mltune_cli.diagnosis.subject import Subject
+from mltune_cli.imaging.engine import free_bytes, open_engine
 
 
 def fault(told: Any, severity: str) -> dict[str, Any]:
@@ -27,6 +30,12 @@ def fault(told: Any, severity: str) -> dict[str, Any]:
     assert finding["remedy"]
     assert told.code == (1 if severity == "error" else 0)
     return finding
+
+
+def fault_free(told: Any, severity: str) -> dict[str, Any]:
+    """The only finding, which is no fault."""
+    assert (told.code, told.severity) == (0, severity)
+    return told.finding
 
 
 # Caches -------------------------------------------------------------------------------------------
@@ -53,6 +62,16 @@ def test_a_hub_cache_on_a_full_disk(clinic: Any, disk_of: Any) -> None:
     assert fault(told, "error")["why"] == "the training will not start"
     assert clinic.look("caches", env=env, before=finding["command"]).severity == "ok"
     assert sorted(path.name for path in disk.iterdir()) == ["filling"], "nothing is left behind"
+
+
+@pytest.mark.parametrize("below", ["", "/deeper/still"])
+def test_a_cache_below_a_folder_of_somebody_else(
+    clinic: Any, locked: Path, ordinary: list[str], below: str
+) -> None:
+    """It may not even be looked whether it is there; that stops training, and no check."""
+    env = {"MLTUNE_CACHE": f"{locked}/cache{below}", "HF_HOME": f"{locked}/hub"}
+    finding = fault(clinic.look("caches", env=env, wrapper=ordinary), "error")
+    assert f"{locked}/cache{below}, cannot be written: Permission denied" in finding["seen"]
 
 
 # Shared memory and open files ---------------------------------------------------------------------
@@ -143,6 +162,27 @@ def test_an_output_folder_below_a_file(clinic: Any) -> None:
     assert clinic.look("disk", "--config", clinic.recipe("output_dir: run")).severity == "ok"
 
 
+def test_an_output_folder_of_somebody_else(clinic: Any, locked: Path, ordinary: list[str]) -> None:
+    recipe = clinic.recipe(f"output_dir: {locked}/run")
+    finding = fault(clinic.look("disk", "--config", recipe, wrapper=ordinary), "error")
+    assert f"{locked}/run cannot be written: Permission denied" in finding["seen"]
+
+
+def test_no_check_crashes_where_nothing_may_be_looked_at(
+    clinic: Any, locked: Path, ordinary: list[str]
+) -> None:
+    """Every place that a check looks at lies in a folder of somebody else."""
+    env = {
+        name: f"{locked}/{name}"
+        for name in ("MLTUNE_CACHE", "HF_HOME", "NCCL_CONF_FILE", "TORCHINDUCTOR_CACHE_DIR")
+    }
+    env |= {"HOME": f"{locked}/home", "TRITON_HOME": f"{locked}/triton", "DOCKER_HOST": ""}
+    recipe = clinic.recipe(f"output_dir: {locked}/run", model=f"{locked}/model")
+    told = clinic.run("--json", "--config", recipe, env=env, wrapper=ordinary)
+    assert told.code == 1
+    assert "crashed" not in told.stdout
+
+
 # Docker -------------------------------------------------------------------------------------------
 
 
@@ -202,17 +242,29 @@ def test_no_engine_that_anybody_named_is_only_said(clinic: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("env", "seen"),
+    ("env", "seen", "command"),
     [
-        ({"DOCKER_HOST": "http//nonsense"}, "is no engine's address"),
-        ({"DOCKER_HOST": "tcp://127.0.0.1:1"}, "no Docker engine answers"),
-        ({"DOCKER_HOST": "", "DOCKER_CONTEXT": "missing"}, "there is no Docker context named"),
+        ({"DOCKER_HOST": "http//nonsense"}, "is no engine's address", "unset DOCKER_HOST"),
+        ({"DOCKER_HOST": "tcp://127.0.0.1:1"}, "no Docker engine answers", "unset DOCKER_HOST"),
+        ({"DOCKER_HOST": "ssh://x@127.0.0.1"}, "ssh://", "unset DOCKER_HOST"),
+        (
+            {"DOCKER_HOST": "", "DOCKER_CONTEXT": "missing"},
+            "there is no Docker context named",
+            "unset DOCKER_CONTEXT",
+        ),
+        (
+            {"DOCKER_HOST": "unix:///nowhere.sock"},
+            "no Docker engine listens at unix:///nowhere.sock",
+            "sudo systemctl start docker",
+        ),
     ],
 )
-def test_an_engine_that_is_named_wrongly(clinic: Any, env: dict[str, str], seen: str) -> None:
+def test_an_engine_that_is_named_wrongly(
+    clinic: Any, env: dict[str, str], seen: str, command: str
+) -> None:
     finding = fault(clinic.look("docker", env=env), "warning")
-    assert seen in finding["seen"] or "no Docker engine answers" in finding["seen"]
-    assert finding["command"].startswith(("unset DOCKER_", "sudo systemctl"))
+    assert seen in finding["seen"]
+    assert finding["command"] == command
 
 
 def test_an_api_version_that_the_engine_does_not_speak(clinic: Any, engine: Any) -> None:
@@ -269,7 +321,15 @@ def test_a_real_engine(clinic: Any, nvidia_smi: Any) -> None:
     env = {"DOCKER_HOST": host}
     told = clinic.look("docker", env=env)
     assert told.severity == "ok", told.stdout
-    assert clinic.look("docker-disk", env=env).severity in ("ok", "info", "warning")
+    with open_engine(env) as engine:
+        root, free = engine.facts.root, free_bytes(engine.facts)
+    disk = clinic.look("docker-disk", env=env)
+    if free is None:
+        assert "cannot be seen from here" in fault_free(disk, "info")["seen"]
+    elif free < 4 << 30:
+        assert "the cpu image needs" in fault(disk, "warning")["seen"]
+    else:
+        assert f"free in {root}" in fault_free(disk, "ok")["seen"]
     nvidia_smi("NVIDIA H100")
     hook = Path(host.removeprefix("unix://")).parent / "fakebin" / "nvidia-container-runtime-hook"
     if hook.is_file():
@@ -336,6 +396,20 @@ def test_a_clock_that_is_behind(clinic: Any) -> None:
     assert "timedatectl" in finding["command"]
 
 
+@pytest.mark.parametrize("dated_back", [0, 1, 315532800, 1420070400])
+def test_files_that_are_dated_back_say_nothing_of_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dated_back: int
+) -> None:
+    """Nix and images that want equal bits give every file such a date."""
+    own = tmp_path / "__init__.py"
+    own.touch()
+    os.utime(own, (dated_back, dated_back))
+    monkeypatch.setattr(clock.mltune_cli, "__file__", str(own))
+    findings = clock.look(Subject(None, None, None, tmp_path, {}))
+    assert [one for one in findings if "years ahead" in one.seen] == []
+    assert [one.severity for one in findings] in (["ok"], ["info"])
+
+
 def test_the_clock_is_judged(tmp_path: Path) -> None:
     witness = tmp_path / "file"
     witness.touch()
@@ -346,6 +420,13 @@ def test_the_clock_is_judged(tmp_path: Path) -> None:
     assert [one.severity for one in judge(now - 90, [witness], True)] == ["ok"]
     (behind,) = judge(now - 600, [witness], True)
     assert (behind.severity, "10 minutes later" in behind.seen) == ("warning", True)
+    for when in (0, 1, 315532800, 1420070400):
+        os.utime(witness, (when, when))
+        assert [one.severity for one in judge(now, [witness], True)] == ["ok"], "a date made up"
+    new = tmp_path / "new"
+    new.touch()
+    assert [one.severity for one in judge(now, [witness, new], True)] == ["ok"]
+    witness.touch()
     (ahead,) = judge(now + 20 * 366 * 86400, [witness], True)
     assert (ahead.severity, "years ahead" in ahead.seen) == ("warning", True)
     (dead,) = judge(0.0, [witness], True)

@@ -135,6 +135,27 @@ def test_a_lock_that_cannot_be_read(clinic: Any) -> None:
     assert "is not UTF-8" in fault(told, "error")["seen"]
 
 
+def test_a_file_of_another_name_is_no_lock(clinic: Any) -> None:
+    """Requirements of documentation and tests say nothing about the environment that trains."""
+    for name in ("docs", "dev", "test"):
+        clinic.write(f"requirements-{name}.txt", "sphinx==0.0.1\n")
+    assert "mltune's own requirements.txt" in clinic.look("lock").finding["seen"]
+    lock = clinic.write("requirements.txt", "typer>=0.1\n")
+    assert f"{lock} pins no version" in fault(clinic.look("lock"), "warning")["seen"]
+
+
+def test_a_file_beside_the_lock_that_cannot_be_read(clinic: Any, package: Any) -> None:
+    lock = clinic.write("requirements.txt", "mltune-test-part==2.0\n")
+    for name in ("requirements-docs.txt", "requirements-gpu.txt"):
+        (clinic.folder / name).write_bytes("# caf\xe9\nsphinx==1\n".encode("latin-1"))
+    told = clinic.look("lock", env=package("mltune-test-part", "2.0"))
+    assert (told.severity, told.finding["seen"]) == ("ok", f"1 packages are those of {lock}")
+    lock.write_text("typer>=0.1\n")
+    seen = fault(clinic.look("lock"), "warning")["seen"]
+    assert f"{lock} pins no version" in seen
+    assert "requirements-gpu.txt: cannot be read: is not UTF-8" in seen
+
+
 def test_without_a_lock_mltunes_own_is_only_said(clinic: Any, package: Any) -> None:
     told = clinic.look("lock", env=package("rich", "13.9.1"))
     finding = fault(told, "info")

@@ -69,6 +69,43 @@ def test_an_assignment_that_is_wrong_is_a_mistake(clinic: Any, value: str) -> No
     assert "--set" in told.stderr
 
 
+def test_an_assignment_is_held_against_the_recipe_and_not_against_another(clinic: Any) -> None:
+    """The smoke recipe has 20 steps, which is nothing to a recipe of a hundred."""
+    recipe = clinic.recipe("train: {max_steps: 100}")
+    arguments = ("--config", recipe, "--set", "train.warmup_steps=50")
+    assert clinic.look("recipe", *arguments).severity == "ok"
+    arguments = (*arguments[:-1], "train.warmup_steps=500")
+    finding = fault(clinic.look("recipe", *arguments))
+    assert "500 warm-up steps are more than train.max_steps (100)" in finding["seen"]
+    told = clinic.run("--set", "train.warmup_steps=50")
+    assert (told.code, told.stdout) == (2, ""), "of the bundled recipe it is a mistake"
+
+
+def test_no_command_starts_a_training(clinic: Any) -> None:
+    """What a remedy would set is tried by the doctor, and written into the recipe by hand."""
+    text = """
+        model: {trust_remote_code: true, base_precision: nf4}
+        data: {max_length: 4096}
+        reproducibility: {threads: 4000}
+        output_dir: file/run
+    """
+    clinic.write("file", "")
+    told = clinic.run("--json", "--config", clinic.recipe(text, device="cuda"))
+    assert told.code == 1
+    trials = [one for one in told.findings() if "--set " in (one["command"] or "")]
+    assert len(trials) >= 6
+    for one in trials:
+        assert one["command"].startswith("mltune doctor --config ")
+        key, _, value = setting(one).strip("'").partition("=")
+        leaf = key.rpartition(".")[2]
+        assert f"write `{leaf}: {value}`" in one["remedy"]
+        assert one["remedy"].count(" in the recipe") == 1
+    for one in told.findings():
+        assert not (one["command"] or "").startswith("mltune train") or (
+            one["command"].endswith("--dry-run")
+        )
+
+
 HIDING = """
 import sys
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mltune_cli.commands.doctor import OutputKind, _shown
+from mltune_cli.diagnosis.finding import broken, doubtful, in_order, known
+from mltune_cli.diagnosis.machine import machine_report
 from mltune_cli.diagnosis.redaction import Redaction, anonymous, is_secret_name
+from mltune_cli.diagnosis.registry import CHECKS
+from mltune_cli.diagnosis.report import CheckReport, DoctorReport
+from mltune_cli.diagnosis.subject import Subject
 
 HF = "hf_" + "QwErTyUi" * 4
 SECRETS = {
@@ -110,9 +119,15 @@ def test_names_of_secrets() -> None:
         "API_KEY",
         "SSH_AUTH",
         "X_KEY",
+        "MYSQL_PWD",
+        "AUTHORIZATION",
+        "OAUTH_HEADER",
     ):
         assert is_secret_name(name)
-    for name in ("TOKENIZERS_PARALLELISM", "KEYBOARD", "OMP_NUM_THREADS", "MONKEY_BARS"):
+    for name in (
+        "TOKENIZERS_PARALLELISM", "KEYBOARD", "OMP_NUM_THREADS", "MONKEY_BARS", "GIT_AUTHOR_NAME",
+        "XAUTHORITY", "OLDPWD", "PWD",
+    ):  # fmt: skip
         assert not is_secret_name(name)
 
 
@@ -141,11 +156,113 @@ def test_what_is_no_secret_stays() -> None:
 
 @given(st.text(min_size=6).filter(lambda text: len(text.strip()) >= 6), st.text(), st.text())
 def test_the_value_of_a_secret_never_gets_through(secret: str, before: str, after: str) -> None:
-    from mltune_cli.diagnosis.redaction import _PLAIN_VALUE
+    from mltune_cli.diagnosis.redaction import _COMMON_WORDS, _PLAIN_VALUE
 
     shown = Redaction({"MY_TOKEN": secret}).text(before + secret + after)
-    if _PLAIN_VALUE.fullmatch(secret.strip()) is None and secret.strip() not in "***":
+    is_word = secret.strip().lower() in _COMMON_WORDS
+    if not (is_word or _PLAIN_VALUE.fullmatch(secret.strip()) or secret.strip() in "***"):
         assert secret.strip() not in shown.replace("***", "\0")
+
+
+# Every word that a report is made of, and what a check may say.
+SCHEMA_WORDS = sorted(
+    set(re.findall(r"[\w./-]+", json.dumps(DoctorReport.model_json_schema())))
+    | {check.name for check in CHECKS}
+    | {check.title for check in CHECKS}
+    | {"True", "null", "{}", '"', "\\", "0", "1", ":", ",", "***"}
+)
+SUBJECT = Subject(None, None, "planted", Path("/nowhere"), {})
+
+
+def a_report() -> DoctorReport:
+    """A report of every check, with a finding of each severity."""
+    findings = [
+        in_order("healthy"),
+        known("python is memory", command="python -m pip"),
+        doubtful("findings", "why", "remedy", scope="scripts"),
+        broken("error", "errors", "command", scope="images"),
+    ]
+    checks = [
+        CheckReport(name=c.name, title=c.title, severity="error", findings=findings, seconds=0.1)
+        for c in CHECKS
+    ]
+    return DoctorReport(
+        verdict="errors", exit_code=1, recipe_name="smoke", machine=machine_report(SUBJECT, None),
+        checks=checks, seconds=0.5,
+    )  # fmt: skip
+
+
+@given(
+    st.sampled_from(["DB_PASSWORD", "MY_SECRET", "API_KEY"]),
+    st.sampled_from(SCHEMA_WORDS)
+    | st.lists(st.sampled_from(SCHEMA_WORDS), max_size=3).map("".join),
+    st.sampled_from(["tree", "json", "report"]),
+)
+@settings(deadline=None, max_examples=200)
+def test_a_secret_that_is_a_word_of_the_report_changes_none_of_its_facts(
+    name: str, secret: str, output: OutputKind
+) -> None:
+    report = a_report()
+    shown = _shown(report, output, replace(SUBJECT, variables={name: secret, "USER": secret}))
+    again = DoctorReport.model_validate_json(shown.model_dump_json())
+    assert again == shown
+
+    def facts(one: DoctorReport) -> object:
+        return one.verdict, one.exit_code, [
+            (c.name, c.title, c.severity, [(f.severity, f.scope) for f in c.findings])
+            for c in one.checks
+        ]  # fmt: skip
+
+    assert facts(shown) == facts(report)
+    assert list(shown.machine.packages) == list(report.machine.packages)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        {"DB_PASSWORD": "python"}, {"MY_SECRET": "healthy"}, {"API_KEY": "findings"},
+        {"GIT_AUTHOR_NAME": "memory"}, {"HF_TOKEN": "hash-seed"},
+    ],
+)  # fmt: skip
+def test_an_everyday_word_as_a_secret_is_no_fault(clinic: Any, secret: dict[str, str]) -> None:
+    """It stands in everybody's report: only to leave it there gives nothing away."""
+    plain = clinic.look("hash-seed").finding
+    told = clinic.look("hash-seed", env=secret)
+    assert (told.code, told.finding) == (0, plain)
+    assert clinic.run("--report", "--only", "hash-seed", env=secret).code == 0
+
+
+def test_a_short_secret_is_not_shown_as_its_variables_own_value() -> None:
+    variables = {"MKL_SECRET": "abc", "TORCH_TOKEN": "memory", "PIN_PASSWORD": "12345678"}
+    text = "MKL_SECRET=abc, TORCH_TOKEN=memory, PIN_PASSWORD=12345678; abc of 12345678 in memory"
+    words = frozenset({"memory"})
+    assert Redaction(variables, words=words).text(text) == (
+        "MKL_SECRET=***, TORCH_TOKEN=***, PIN_PASSWORD=***; abc of 12345678 in memory"
+    )
+
+
+def test_a_short_secret_that_a_check_quotes(clinic: Any) -> None:
+    told = clinic.look("cpu-kernels", env={"MKL_SECRET": "q7z"})
+    assert "MKL_SECRET=***" in told.finding["seen"]
+    assert "q7z" not in told.stdout
+
+
+@pytest.mark.parametrize("output", [[], ["--json"], ["--report"]])
+def test_what_is_no_text_in_a_variable_is_spelled_out(clinic: Any, output: list[str]) -> None:
+    """Escape sequences would reach the terminal, and bytes that are not UTF-8 no JSON."""
+    value = os.fsdecode(b"a\x1b[31mb\x9bc\n\xffd")
+    told = clinic.run(*output, "--only", "cpu-kernels", env={"MKL_CBWR": value, "TZ": value})
+    assert (told.code, told.stderr) == (0, "")
+    text = told.stdout.replace("\\\\", "\\").replace("\\[", "[")
+    assert r"MKL_CBWR=a\x1b[31mb" in text.replace(r"\_", "_")
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", told.stdout)
+
+
+def test_a_mistake_is_told_without_control_characters(clinic: Any) -> None:
+    told = clinic.run("--only", "\x1b[31mred")
+    assert (told.code, told.stdout) == (2, "")
+    assert r"\x1b[31mred" in told.stderr
+    assert "\x1b" not in told.stderr
 
 
 def test_a_name_inside_a_word_stays() -> None:

@@ -136,7 +136,15 @@ SCRIPTS = [
     ("cudnn-benchmark", "import torch\n\ntorch.backends.cudnn.benchmark = True\n", 3),
     ("cudnn-benchmark", "from torch.backends import cudnn\ncudnn.benchmark = True\n", 2),
     ("cudnn-benchmark", "import lightning as L\nL.Trainer(benchmark=True)\n", 2),
+    (
+        "cudnn-benchmark",
+        "import torch\nwith torch.backends.cudnn.flags(benchmark=True):\n    1\n",
+        2,
+    ),
+    ("cudnn-benchmark", "from torch.backends import cudnn\ncudnn.set_flags(False, True)\n", 2),
     ("warn-only", "import torch\ntorch.use_deterministic_algorithms(True, warn_only=True)\n", 2),
+    ("warn-only", "import torch\ntorch.set_deterministic_debug_mode('warn')\n", 2),
+    ("warn-only", "import torch\ntorch.set_deterministic_debug_mode(debug_mode=1)\n", 2),
 ]
 
 
@@ -147,7 +155,10 @@ def test_a_script_of_the_folder_is_read(clinic: Any, check: str, source: str, li
     assert f"scripts/train.py:{line}: " in finding["seen"]
     assert finding["scope"] == "scripts"
     # The remedy is to write the opposite.
-    for old, new in (("True", "False"), ("'high'", "'highest'"), ("'tf32'", "'ieee'")):
+    for old, new in (
+        ("True", "False"), ("'high'", "'highest'"), ("'tf32'", "'ieee'"), ("'warn'", "'error'"),
+        ("=1", "=2"),
+    ):  # fmt: skip
         source = source.replace(old, new)
     script.write_text(source)
     assert clinic.look(check).severity == "ok"
@@ -171,13 +182,51 @@ def test_scripts_that_only_look_so_are_left_alone(clinic: Any) -> None:
 def test_caches_of_kernels_are_found_and_removed(clinic: Any) -> None:
     assert clinic.look("autotune-caches").severity == "ok"
     (clinic.home / ".triton" / "cache" / "abc").mkdir(parents=True)
-    env = {"TORCHINDUCTOR_CACHE_DIR": str(clinic.root / "tmp" / "a cache")}
-    (clinic.root / "tmp" / "a cache" / "kernel").mkdir(parents=True)
+    cache = clinic.root / "tmp" / "a cache"
+    env = {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    compiled(cache)
     finding = faulty("autotune-caches", clinic.look("autotune-caches", env=env), "info")
     assert ".triton/cache" in finding["seen"]
     assert "a cache" in finding["seen"]
     clinic.shell(finding["command"])
     assert clinic.look("autotune-caches", env=env).severity == "ok"
+
+
+def compiled(folder: Path) -> None:
+    """Put a compiled kernel into a folder, as the compiler does."""
+    (folder / "fxgraph" / "c5").mkdir(parents=True)
+    (folder / "5u").mkdir()
+    (folder / "5u" / f"c5u{'j' * 49}.so").touch()
+
+
+@pytest.mark.parametrize("variable", ["TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"])
+@pytest.mark.parametrize("named", ["/", "{home}/.", "{root}", ".", "..", "{work}/link"])
+def test_no_remedy_removes_a_folder_that_is_lived_in(
+    clinic: Any, variable: str, named: str
+) -> None:
+    """Kernels lie in it, and so does whatever else is there: /, home, here, and all above."""
+    for folder in (clinic.home, clinic.folder):
+        compiled(folder)
+    (clinic.folder / "link").symlink_to(clinic.home)
+    places = {"home": clinic.home, "root": clinic.root, "work": clinic.folder}
+    told = clinic.look("autotune-caches", env={variable: named.format_map(places)})
+    finding = faulty("autotune-caches", told, "info")
+    assert finding["command"] is None
+    assert "holds more than kernels" in finding["remedy"]
+
+
+@pytest.mark.parametrize("stranger", ["thesis.tex", "go/main.go", "results/log.txt"])
+def test_no_remedy_removes_what_is_no_kernel(clinic: Any, stranger: str) -> None:
+    folder = clinic.folder / "cache"
+    compiled(folder)
+    env = {"TORCHINDUCTOR_CACHE_DIR": str(folder)}
+    finding = faulty("autotune-caches", clinic.look("autotune-caches", env=env), "info")
+    assert finding["command"] == f"rm -r -- {folder}"
+    clinic.write(f"cache/{stranger}", "mine")
+    (clinic.home / ".triton" / "cache" / "abc").mkdir(parents=True)
+    finding = faulty("autotune-caches", clinic.look("autotune-caches", env=env), "info")
+    assert finding["command"] == f"rm -r -- {clinic.home}/.triton/cache", "the other is Triton's"
+    assert f"{folder} holds more than kernels" in finding["remedy"]
 
 
 def test_flash_attention(clinic: Any, package: Any, wheel: Any) -> None:

@@ -16,7 +16,7 @@ from mltune_cli.diagnosis.packages import (
     satisfies,
     torch_build,
 )
-from mltune_cli.diagnosis.subject import Subject
+from mltune_cli.diagnosis.subject import Subject, written
 
 # What breaks training when it does not go together; of other packages it is only said.
 _TRAINING = {
@@ -99,12 +99,15 @@ def _own_words() -> Iterator[Finding]:
         if package.name == "mltune":
             continue  # the check `requirements` looks at it
         for requirement in package.asks_for:
-            other = packages.get(canonicalize_name(requirement.name))
+            asked_name = canonicalize_name(requirement.name)
+            other = packages.get(asked_name)
             if other is not None and satisfies(other.version, requirement):
                 continue
-            names = {package.name, canonicalize_name(requirement.name)}
-            has = "is not installed" if other is None else f"{other.version} is installed"
             asked = f"{requirement.name}{requirement.specifier}"
+            # The name of mltune is somebody else's on the public index.
+            command = None if asked_name == "mltune" else _install(package.name, asked)
+            names = {package.name, asked_name}
+            has = "is not installed" if other is None else f"{other.version} is installed"
             seen = (
                 f"{package.name} {package.version} asks for {asked}, and {requirement.name} {has}"
             )
@@ -113,10 +116,10 @@ def _own_words() -> Iterator[Finding]:
                     seen,
                     "its authors did not try it so; it may fail, or compute something else",
                     f"install {asked}, or another {package.name}",
-                    command=_install(package.name, asked),
+                    command=command,
                 )
             else:
-                yield known(seen, command=_install(package.name, asked))
+                yield known(seen, command=command)
 
 
 def _bitsandbytes(subject: Subject) -> Iterator[Finding]:
@@ -136,8 +139,8 @@ def _bitsandbytes(subject: Subject) -> Iterator[Finding]:
             yield broken(
                 "torch is a CPU build, and model.base_precision is nf4",
                 "4-bit weights need CUDA",
-                "install a CUDA build of torch, or set model.base_precision to dtype",
-                command=f"mltune train{subject.flags()} --set model.base_precision=dtype",
+                f"install a CUDA build of torch, or {written('model.base_precision=dtype')}",
+                command=subject.trial("combinations", "model.base_precision=dtype"),
             )
         return
     library = f"libbitsandbytes_cuda{build[1][0]}{build[1][1]}.so"

@@ -10,7 +10,7 @@ from mltune_cli.diagnosis.subject import Subject
 
 def look(subject: Subject) -> Sequence[Finding]:
     """Look at the scripts of this folder."""
-    found = places(subject.folder, ("benchmark",), _switches_on)
+    found = places(subject.folder, ("benchmark", "cudnn"), _switches_on)
     if not found:
         return [in_order("no script of this folder switches it on; mltune's training has it off")]
     return [
@@ -25,9 +25,19 @@ def look(subject: Subject) -> Sequence[Finding]:
 
 
 def _switches_on(node: ast.AST) -> bool:
-    # Lightning's Trainer takes it as an argument.
-    is_trainer = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Trainer")
-    return assigns_true(node, "cudnn.benchmark") or (is_trainer and passes_true(node, "benchmark"))
+    if not isinstance(node, ast.Call):
+        return assigns_true(node, "cudnn.benchmark")
+    called = f".{ast.unparse(node.func)}"
+    # Lightning's Trainer takes it as an argument, and cuDNN's context of flags.
+    if not called.endswith(("Trainer", ".flags", ".set_flags")):
+        return False
+    return passes_true(node, "benchmark") or (
+        # `flags(enabled, benchmark, ...)`, also without names.
+        called.endswith("flags")
+        and len(node.args) > 1
+        and isinstance(node.args[1], ast.Constant)
+        and node.args[1].value is True
+    )
 
 
 CHECK = Check("cudnn-benchmark", "cudnn.benchmark", look)

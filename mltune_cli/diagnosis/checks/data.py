@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mltune_cli.diagnosis.checks.model import hub_problem
 from mltune_cli.diagnosis.finding import Check, Finding, broken, doubtful, in_order, known
 from mltune_cli.diagnosis.hub import COMMIT, ask_hub, cached_snapshot, offline_switches
-from mltune_cli.diagnosis.subject import Subject, is_hub_name
+from mltune_cli.diagnosis.subject import Subject, is_hub_name, written
 from mltune_cli.errors import NoVerdictError
 
 _STOPS = "the training will not start"
@@ -98,8 +98,8 @@ def _on_the_hub(subject: Subject, name: str) -> list[Finding]:
             f"{repository} is not pinned: data.revision is {revision or 'the default branch'}, "
             f"today {commit[:12]}",
             "a branch may move; then the same recipe trains on other rows",
-            f"write `revision: {commit}` below `data:` in the recipe",
-            command=f"mltune train{subject.flags()} --set data.revision={commit}",
+            written(f"data.revision={commit}"),
+            command=subject.trial("data", f"data.revision={commit}"),
         )
     ]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mltune_cli.diagnosis.finding import Check, Finding, broken, in_order, judged
 from mltune_cli.diagnosis.model_files import model_folder, parameter_count, read_config
 from mltune_cli.diagnosis.places import free_bytes, nearest_folder, write_problem
-from mltune_cli.diagnosis.subject import Subject
+from mltune_cli.diagnosis.subject import Subject, written
 from mltune_cli.memory_estimate import (
     adapter_parameters,
     gibibytes,
@@ -15,6 +15,7 @@ from mltune_cli.memory_estimate import (
 from mltune_cli.model_shape import UnknownShapeError, model_shape
 
 _FLOAT = 4
+_OTHER = "output_dir=~/mltune-run"
 # Logs, manifest, tokenizer.
 _BESIDE_BYTES = 32 * 2**20
 
@@ -28,8 +29,8 @@ def look(subject: Subject) -> Sequence[Finding]:
             broken(
                 f"{folder} cannot be written: {problem}",
                 "the training will not start",
-                "choose another folder, or mend this one",
-                command=f"mltune train{subject.flags()} --output-dir ~/mltune-run",
+                f"{written(_OTHER)}, or name another folder, or mend this one",
+                command=subject.trial("disk", _OTHER),
             )
         ]
     free, needed = free_bytes(folder), run_bytes(subject)

@@ -11,6 +11,7 @@ from mltune_cli.diagnosis.subject import Subject
 from mltune_cli.errors import MltuneError, UsageError
 from mltune_cli.imaging.engine import Engine, open_engine
 from mltune_cli.imaging.faults import connection_fault
+from mltune_cli.paths import is_there
 
 _WHY = "`mltune build-image` needs it; nothing else does"
 _SOCKET = Path("/var/run/docker.sock")
@@ -29,11 +30,12 @@ def look(subject: Subject) -> Sequence[Finding]:
             # Somebody named an engine, so its absence is no accident.
             return [
                 doubtful(
-                    seen, _WHY, remedy or "name another engine", command=_command(seen),
+                    seen, _WHY, remedy or "name another engine", command=_command(seen, subject),
                     scope="images",
                 )
             ]  # fmt: skip
-        return [known(seen, _WHY, remedy or None, command=_command(seen), scope="images")]
+        command = _command(seen, subject)
+        return [known(seen, _WHY, remedy or None, command=command, scope="images")]
     return [
         in_order(
             f"Docker {facts.version}, API {facts.api_version}, {facts.platform}, "
@@ -42,11 +44,15 @@ def look(subject: Subject) -> Sequence[Finding]:
     ]
 
 
-def _command(seen: str) -> str:
-    if seen.startswith("DOCKER_HOST") or "check DOCKER_HOST" in seen:
-        return "unset DOCKER_HOST"
-    if "DOCKER_CONTEXT" in seen:
+def _command(seen: str, subject: Subject) -> str:
+    host = subject.variables.get("DOCKER_HOST", "").strip()
+    if host and not host.startswith(("unix://", "http+unix://")):
+        return "unset DOCKER_HOST"  # nothing that is started here answers at another machine
+    is_elsewhere = "://" in seen and "unix://" not in seen
+    if "DOCKER_CONTEXT" in seen or (is_elsewhere and subject.variables.get("DOCKER_CONTEXT")):
         return "unset DOCKER_CONTEXT"
+    if is_elsewhere:
+        return "docker context use default"
     if "API" in seen:
         return "unset DOCKER_API_VERSION"
     return "sudo usermod -aG docker $USER" if "permission" in seen else _START
@@ -60,7 +66,7 @@ def _engine(subject: Subject) -> AbstractContextManager[Engine]:
     """
     # Importing Docker's SDK takes as long as all other checks; most machines have no engine.
     if not any(name.startswith("DOCKER_") for name in subject.variables) and not (
-        _SOCKET.exists() or _client_settings(subject).exists()
+        is_there(_SOCKET) or is_there(_client_settings(subject))
     ):
         missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         raise connection_fault(missing, f"unix://{_SOCKET}")

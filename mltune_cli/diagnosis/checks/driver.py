@@ -11,7 +11,7 @@ from mltune_cli.diagnosis.driver_facts import (
 )
 from mltune_cli.diagnosis.finding import Check, Finding, broken, in_order, judged
 from mltune_cli.diagnosis.packages import torch_build
-from mltune_cli.diagnosis.subject import Subject
+from mltune_cli.diagnosis.subject import Subject, written
 from mltune_cli.errors import NoVerdictError
 from mltune_cli.imaging.gpu import GpuDriver, require_cuda
 from mltune_cli.witness.hardware import driver_version
@@ -110,8 +110,9 @@ def look(subject: Subject) -> Sequence[Finding]:
             f"torch {build[0]} is built for CUDA {_dotted(build[1])}, and the NVIDIA "
             f"driver{_named(version)} runs CUDA up to {_dotted(facts.cuda)}",
             problem,
-            "update the driver, or install a build of torch for an older CUDA",
-            command=f"mltune train{subject.flags()} --set model.device=cpu",
+            "update the driver, or install a build of torch for an older CUDA; or, to train on the "
+            f"CPU, {written('model.device=cpu')}",
+            command=subject.trial("driver", "model.device=cpu"),
         )
     ]
 
@@ -161,8 +162,8 @@ def _without_library(subject: Subject, facts: DriverFacts, smi: SmiFacts | None)
         return broken(
             "there is no NVIDIA driver, and model.device is cuda",
             "the training will not start",
-            "install the driver; or train on the CPU",
-            command=f"mltune train{subject.flags()} --set model.device=cpu",
+            f"install the driver; or, to train on the CPU, {written('model.device=cpu')}",
+            command=subject.trial("driver", "model.device=cpu"),
         )
     return in_order("no NVIDIA driver, and none is needed: training runs on the CPU")
 

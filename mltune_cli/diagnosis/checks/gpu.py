@@ -13,7 +13,7 @@ from mltune_cli.diagnosis.finding import (
     judged,
     known,
 )
-from mltune_cli.diagnosis.subject import Subject
+from mltune_cli.diagnosis.subject import Subject, written
 from mltune_cli.diagnosis.torch_facts import GpuFacts, TorchFacts
 
 # From Ampere on.
@@ -42,7 +42,7 @@ def look(subject: Subject) -> Sequence[Finding]:
 
 def _none_seen(subject: Subject, facts: TorchFacts) -> Finding:
     smi = smi_facts() if facts.cuda else None
-    on_cpu = f"mltune train{subject.flags()} --set model.device=cpu"
+    on_cpu = f"to train on the CPU, {written('model.device=cpu')}"
     if smi is not None and smi.gpus:
         said = f": {facts.gpu_problem}" if facts.gpu_problem else ""
         return judged(
@@ -50,25 +50,25 @@ def _none_seen(subject: Subject, facts: TorchFacts) -> Finding:
             f"this machine has {smi.gpus[0]}, and torch sees no GPU{said}",
             "training runs on the CPU, or not at all",
             "mend what the checks driver and torch found; see that CUDA_VISIBLE_DEVICES hides "
-            "nothing",
+            f"nothing; or, {on_cpu}",
             command="unset CUDA_VISIBLE_DEVICES"
             if "CUDA_VISIBLE_DEVICES" in subject.variables
-            else on_cpu,
+            else None,
         )
     if smi is not None and smi.problem is not None:
         return judged(
             subject.wants_gpu,
             f"nvidia-smi is there and shows no GPU: {smi.problem}",
             "training runs on the CPU, or not at all",
-            "restart the machine; where that does not help, install the driver anew",
-            command=on_cpu,
+            f"restart the machine; where that does not help, install the driver anew; or, {on_cpu}",
+            command="nvidia-smi",
         )
     if subject.recipe.model.device == "cuda":
         return broken(
             "torch sees no GPU, and model.device is cuda",
             "the training will not start",
-            "train on the CPU, or on a machine with an NVIDIA GPU",
-            command=on_cpu,
+            f"train on a machine with an NVIDIA GPU; or, {on_cpu}",
+            command=subject.trial("gpu", "model.device=cpu"),
         )
     return in_order("no GPU, and none is needed: training runs on the CPU")
 
@@ -83,8 +83,9 @@ def _without_kernels(subject: Subject, facts: TorchFacts) -> Iterator[Finding]:
             f"{_dotted(gpu.capability)}); it has {' '.join(facts.architectures)}",
             "the first operation on the GPU fails: no kernel image is available",
             "install a build of torch that names this architecture: a newer one for a new GPU, one "
-            "for an older CUDA for an old GPU",
-            command=f"mltune train{subject.flags()} --set model.device=cpu",
+            "for an older CUDA for an old GPU; or, to train on the CPU, "
+            f"{written('model.device=cpu')}",
+            command=subject.trial("gpu", "model.device=cpu"),
         )
 
 
@@ -141,8 +142,8 @@ def _without_bfloat16(subject: Subject) -> Iterator[Finding]:
         yield doubtful(
             f"{old[0].name} (compute {_dotted(old[0].capability)}) has no bfloat16 arithmetic",
             "it is emulated, many times slower, and some kernels refuse it",
-            "compute in float32",
-            command=f"mltune train{subject.flags()} --set model.dtype=float32",
+            f"compute in float32: {written('model.dtype=float32')}",
+            command=subject.trial("gpu", "model.dtype=float32"),
         )
 
 
@@ -154,8 +155,9 @@ def _without_float8(subject: Subject, facts: TorchFacts) -> Iterator[Finding]:
             f"{old[0].name} (compute {_dotted(old[0].capability)}) does not multiply in 8 bits, "
             "and model.base_precision is fp8",
             "the training will not start: that came with compute 8.9",
-            "hold the base in the format that it computes in",
-            command=f"mltune train{subject.flags()} --set model.base_precision=dtype",
+            "hold the base in the format that it computes in: "
+            f"{written('model.base_precision=dtype')}",
+            command=subject.trial("gpu", "model.base_precision=dtype"),
         )
 
 

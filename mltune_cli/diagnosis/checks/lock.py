@@ -12,8 +12,9 @@ from mltune_cli.bundled import bundled_lock
 from mltune_cli.diagnosis.finding import Check, Finding, broken, doubtful, in_order, known
 from mltune_cli.diagnosis.packages import installed_version, torch_build
 from mltune_cli.diagnosis.subject import Subject
-from mltune_cli.errors import MltuneError
+from mltune_cli.errors import MltuneError, UsageError
 from mltune_cli.imaging.locks import LOCK_NAMES, locked_packages, read_lock, read_pins
+from mltune_cli.paths import is_file
 
 _SHOWN = 6
 _WHY = (
@@ -25,7 +26,7 @@ _WHY = (
 def look(subject: Subject) -> Sequence[Finding]:
     """Compare what is installed with the project's lock, or else with mltune's own."""
     try:
-        project = project_lock(subject)
+        project, unreadable = project_lock(subject)
         path = project or bundled_lock(_variant_name())
         text = read_lock(path)
         wanted = locked_packages(text)
@@ -38,22 +39,24 @@ def look(subject: Subject) -> Sequence[Finding]:
             )
         ]
     shown = str(project) if project else f"mltune's own {path.name}"
+    beside = f"; {unreadable}" if unreadable else ""
     differing = differences(wanted)
     unpinned = _unpinned(text)
     if not wanted:
         return [
             doubtful(
-                f"{shown} pins no version ({len(unpinned)} lines without ==)",
+                f"{shown} pins no version ({len(unpinned)} lines without ==){beside}",
                 "what is installed from it depends on the day",
                 "write what is installed now into a lock, and commit it",
                 command=f"{_pip()} freeze > requirements.lock.txt",
             )
         ]
     if not differing:
-        return [in_order(f"{len(wanted)} packages are those of {shown}")]
+        return [in_order(f"{len(wanted)} packages are those of {shown}{beside}")]
     named = ", ".join(differing[:_SHOWN])
     more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
     seen = f"{len(differing)} of {len(wanted)} packages are not those of {shown}: {named}{more}"
+    seen += beside
     hashed = "--require-hashes " if "--hash" in text else ""
     command = f"{_pip()} install {hashed}-r {shlex.quote(str(path))}"
     remedy = "install what the lock names"
@@ -64,27 +67,36 @@ def look(subject: Subject) -> Sequence[Finding]:
     return [doubtful(seen, _WHY, remedy, command=command)]
 
 
-def project_lock(subject: Subject) -> Path | None:
-    """Return the requirements file of the project: beside the recipe, or in the working folder.
+def project_lock(subject: Subject) -> tuple[Path | None, str | None]:
+    """Return the requirements file of the project, and which one beside it cannot be read.
 
-    Of several, the one for the build of torch that is installed; None where there is none.
+    It lies beside the recipe, or in the working folder. Of several, it is the one for the build of
+    torch that is installed; None where there is none. Files of other names say nothing about the
+    environment that trains: they may be for documentation or tests.
+
+    Raises:
+        UsageError: the only one that there is cannot be read.
     """
     folders = [subject.folder]
     if subject.config is not None:
         folders.insert(0, subject.config.absolute().parent)
     for folder in folders:
-        found = sorted(folder.glob("requirements*.txt"))
-        named = {path.name: path for path in found if _has_pins(path)}
-        for name in (_variant_name(), "requirements.lock.txt", *LOCK_NAMES.values(), *named):
-            if name in named and not name.startswith("requirements-dev"):
-                return named[name]
-        if (folder / "requirements.txt").is_file():
-            return folder / "requirements.txt"
-    return None
-
-
-def _has_pins(path: Path) -> bool:
-    return path.is_file() and bool(read_pins(read_lock(path))[0])
+        names = dict.fromkeys((_variant_name(), "requirements.lock.txt", *LOCK_NAMES.values()))
+        found = [folder / name for name in names if is_file(folder / name)]
+        readable: list[Path] = []
+        problems: list[str] = []
+        for path in found:
+            try:
+                if read_pins(read_lock(path))[0]:
+                    return path, next(iter(problems), None)
+                readable.append(path)
+            except UsageError as error:
+                problems.append(error.message)
+        if readable:
+            return readable[0], next(iter(problems), None)
+        if problems:
+            raise UsageError(problems[0])
+    return None, None
 
 
 def _variant_name() -> str:

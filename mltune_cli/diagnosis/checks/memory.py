@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mltune_cli.diagnosis.finding import Check, Finding, broken, doubtful, in_order, known
 from mltune_cli.diagnosis.machine import available_memory_bytes
 from mltune_cli.diagnosis.model_files import model_folder, parameter_count, read_config
-from mltune_cli.diagnosis.subject import Subject
+from mltune_cli.diagnosis.subject import Subject, written
 from mltune_cli.memory_estimate import (
     MARGIN,
     MemoryEstimate,
@@ -81,33 +81,43 @@ def _judged(
     """
     if estimate.total <= free * (1 - MARGIN):
         return in_order(seen)
+    remedy, settings = _remedy(subject, relieved, free)
+    make = broken if estimate.total > free else doubtful
+    return make(
+        seen,
+        "training runs out of memory in its first steps",
+        f"{remedy}: {written(*settings)}",
+        command=subject.trial("memory", *settings),
+    )
+
+
+def _remedy(
+    subject: Subject, relieved: MemoryEstimate | None, free: int
+) -> tuple[str, tuple[str, ...]]:
+    """Return the mildest thing that may help, in words and as settings."""
     train = subject.recipe.train
-    setting = "train.activation_checkpointing=true"
     if relieved is not None and relieved.total <= free * (1 - MARGIN):
+        setting = "train.activation_checkpointing=true"
         remedy = (
             f"recompute activations: with {setting} it is {gibibytes(relieved.total)}; that is "
             "slower, and changes no bit of other recipes"
         )
-        command = f"mltune train{subject.flags()} --set {setting}"
-    elif train.micro_batch_size > 1:
-        remedy = "lower train.micro_batch_size, and raise train.micro_batches_per_step with it"
+        return remedy, (setting,)
+    if train.micro_batch_size > 1:
         rows = train.micro_batch_size * train.micro_batches_per_step
-        command = (
-            f"mltune train{subject.flags()} --set train.micro_batch_size=1 --set "
-            f"train.micro_batches_per_step={rows}"
+        return (
+            "lower train.micro_batch_size, and raise train.micro_batches_per_step with it",
+            ("train.micro_batch_size=1", f"train.micro_batches_per_step={rows}"),
         )
-    else:
-        held = {"full": "", "dora": "hold the base in 4 bits (model.base_precision nf4), "}.get(
-            subject.recipe.adapter.method,
-            "hold the base in 8 or 4 bits (model.base_precision fp8 or nf4), ",
-        )
-        remedy = (
-            f"lower data.max_length, {held}or divide it over several GPUs (model.sharding fsdp)"
-        )
-        half = max(2, subject.recipe.data.max_length // 2)
-        command = f"mltune train{subject.flags()} --set data.max_length={half}"
-    make = broken if estimate.total > free else doubtful
-    return make(seen, "training runs out of memory in its first steps", remedy, command=command)
+    held = {"full": "", "dora": "hold the base in 4 bits (model.base_precision nf4), "}.get(
+        subject.recipe.adapter.method,
+        "hold the base in 8 or 4 bits (model.base_precision fp8 or nf4), ",
+    )
+    half = max(2, subject.recipe.data.max_length // 2)
+    return (
+        f"divide the base over several GPUs (model.sharding fsdp), {held}or lower data.max_length",
+        (f"data.max_length={half}",),
+    )
 
 
 def _needs(estimate: MemoryEstimate) -> str:

@@ -20,7 +20,8 @@ from mltune_cli.diagnosis.model_files import (
     read_config,
     weight_files,
 )
-from mltune_cli.diagnosis.subject import Subject, is_hub_name
+from mltune_cli.diagnosis.subject import Subject, is_hub_name, written
+from mltune_cli.paths import is_file, is_folder, sight_problem
 
 _STOPS = "the training will not start"
 
@@ -34,13 +35,12 @@ def look(subject: Subject) -> Sequence[Finding]:
     if is_hub_name(name):
         return _on_the_hub(subject, name, section.revision)
     folder = model_folder(section, subject.variables)
-    if folder is None or not folder.is_dir():
+    if folder is None or not is_folder(folder):
         return [
             broken(
-                f"model.name_or_path: {name}: there is no such folder",
+                f"model.name_or_path: {name}: {_sight(folder or Path(name))}",
                 _STOPS,
                 "name a folder that is there, or a hub id",
-                command="mltune train --model_name_or_path mltune/tiny --dry-run",
             )
         ]
     findings = folder_findings(folder, subject)
@@ -50,6 +50,11 @@ def look(subject: Subject) -> Sequence[Finding]:
     return [in_order(f"{name} ({where})")]
 
 
+def _sight(folder: Path) -> str:
+    problem = sight_problem(folder)
+    return "there is no such folder" if problem is None else f"cannot be read: {problem}"
+
+
 def folder_findings(folder: Path, subject: Subject) -> list[Finding]:
     """Return what is wrong with a model's folder.
 
@@ -57,7 +62,7 @@ def folder_findings(folder: Path, subject: Subject) -> list[Finding]:
         folder: exists.
         subject: tells how long rows are.
     """
-    if (folder / "adapter_config.json").is_file():
+    if is_file(folder / "adapter_config.json"):
         return [
             broken(
                 f"{folder} holds an adapter, not a model",
@@ -87,7 +92,7 @@ def folder_findings(folder: Path, subject: Subject) -> list[Finding]:
                 "get the model's weights as safetensors; other formats are not read",
             )
         )
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not any(is_file(folder / name) for name in TOKENIZER_FILES):
         found.append(
             broken(f"{folder} has no tokenizer", _STOPS, "copy the model's tokenizer.json into it")
         )
@@ -98,8 +103,8 @@ def folder_findings(folder: Path, subject: Subject) -> list[Finding]:
             broken(
                 f"data.max_length is {max_length}, and the model has {positions} positions",
                 _STOPS,
-                "lower it",
-                command=f"mltune train{subject.flags()} --set data.max_length={positions}",
+                f"lower it: {written(f'data.max_length={positions}')}",
+                command=subject.trial("model", f"data.max_length={positions}"),
             )
         )
     return found
@@ -114,7 +119,7 @@ def missing_weights(folder: Path) -> list[str]:
         return [] if weight_files(folder) else ["model.safetensors"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ["a readable model.safetensors.index.json"]
-    return [name for name in named if not (folder / name).is_file()]
+    return [name for name in named if not is_file(folder / name)]
 
 
 def _on_the_hub(subject: Subject, name: str, revision: str | None) -> list[Finding]:
@@ -152,8 +157,8 @@ def _pinned(
         doubtful(
             f"{name} is not pinned: model.revision is {branch}, today {commit[:12]}",
             "a branch may move; then the same recipe trains another model",
-            f"write `revision: {commit}` below `model:` in the recipe",
-            command=f"mltune train{subject.flags()} --set model.revision={commit}",
+            written(f"model.revision={commit}"),
+            command=subject.trial("model", f"model.revision={commit}"),
         )
     ]
 

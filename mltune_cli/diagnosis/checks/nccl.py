@@ -6,6 +6,7 @@ from pathlib import Path
 from mltune_cli.diagnosis.driver_facts import smi_facts
 from mltune_cli.diagnosis.finding import Check, Finding, doubtful, in_order, known
 from mltune_cli.diagnosis.subject import Subject
+from mltune_cli.paths import is_file
 
 _DECIDING = ("NCCL_ALGO", "NCCL_PROTO")
 _EXPORT = "export NCCL_ALGO=Ring NCCL_PROTO=Simple"
@@ -16,7 +17,7 @@ def look(subject: Subject) -> Sequence[Finding]:
     given = {name: subject.variables[name] for name in _DECIDING if subject.variables.get(name)}
     if len(given) == len(_DECIDING):
         return [in_order(", ".join(f"{name}={value}" for name, value in given.items()))]
-    files = [path for path in _settings_files(subject) if path.is_file()]
+    files = [path for path in _settings_files(subject) if is_file(path)]
     if files:
         return [
             known(

@@ -2,12 +2,14 @@
 
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
 from mltune_cli.diagnosis.finding import Check, Finding, broken, doubtful, in_order, known
+from mltune_cli.diagnosis.packages import own_source
 from mltune_cli.diagnosis.subject import Subject
 
 _NEWEST_TRIED = (3, 13)
@@ -50,8 +52,9 @@ def judge(facts: PythonFacts) -> list[Finding]:
             broken(
                 f"Python {version}",
                 f"mltune needs {wanted} or newer",
-                f"make an environment with Python {wanted} and install mltune there",
-                command=f"python{wanted} -m venv .venv && .venv/bin/python -m pip install mltune",
+                f"make an environment with Python {wanted}, and install mltune there from its "
+                "source: a checkout, a wheel, or an address of git",
+                command=_new_environment(wanted),
             )
         )
     if facts.version > _NEWEST_TRIED:
@@ -88,6 +91,14 @@ def judge(facts: PythonFacts) -> list[Finding]:
             )
         )
     return findings or [in_order(f"{facts.implementation} {version}, {place}")]
+
+
+def _new_environment(version: str) -> str:
+    """Return the command that makes an environment, with mltune where its source is known."""
+    make, source = f"python{version} -m venv .venv", own_source()
+    if source is None:
+        return make
+    return f"{make} && .venv/bin/python -m pip install {shlex.quote(source)}"
 
 
 def _least_version() -> tuple[int, int]:

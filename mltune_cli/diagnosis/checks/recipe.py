@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from mltune_cli.diagnosis.finding import Check, Finding, broken, doubtful, in_order
 from mltune_cli.diagnosis.packages import package_folder
-from mltune_cli.diagnosis.subject import Subject
+from mltune_cli.diagnosis.subject import Subject, written
 from mltune_cli.errors import UsageError
 from mltune_cli.run_folder import require_writable_target
 
@@ -50,12 +50,13 @@ def _trackers(subject: Subject) -> Iterator[Finding]:
 
 def _foreign_code(subject: Subject) -> Iterator[Finding]:
     if subject.recipe.model.trust_remote_code:
+        setting = "model.trust_remote_code=false"
         yield doubtful(
             "model.trust_remote_code is on",
             "Python code that comes with the model runs on this machine, and a moved branch may "
             "bring other code",
-            "set it to false where the model does not need it; else pin model.revision",
-            command=f"mltune train{subject.flags()} --set model.trust_remote_code=false",
+            f"where the model does not need it, {written(setting)}; else pin model.revision",
+            command=subject.trial("recipe", setting),
         )
 
 
@@ -70,8 +71,8 @@ def _output(subject: Subject) -> Iterator[Finding]:
         yield broken(
             f"output_dir {error.message}",
             "the training will not start",
-            "choose another folder",
-            command=f"mltune train{subject.flags()} --output-dir runs/next",
+            f"choose another folder: {written('output_dir=runs/next')}",
+            command=subject.trial("recipe", "output_dir=runs/next"),
         )
 
 

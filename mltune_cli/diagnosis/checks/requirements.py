@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from packaging.utils import canonicalize_name
 
 from mltune_cli.diagnosis.finding import Check, Finding, broken, in_order
-from mltune_cli.diagnosis.packages import installed_packages, satisfies
+from mltune_cli.diagnosis.packages import installed_packages, own_source, satisfies
 from mltune_cli.diagnosis.subject import Subject
+
+# The bare name is somebody else's on the public index, so no remedy may install it.
+REINSTALL = "install mltune from its source: a checkout, a wheel, or an address of git"
 
 
 def look(_: Subject) -> Sequence[Finding]:
@@ -21,8 +24,8 @@ def look(_: Subject) -> Sequence[Finding]:
             broken(
                 "mltune runs from a folder and is not installed",
                 "what it needs is not known, and its worker processes may not find it",
-                "install it",
-                command=f"{shlex.quote(sys.executable)} -m pip install mltune",
+                REINSTALL,
+                command=_install_own(),
             )
         ]
     for requirement in own.asks_for:
@@ -45,6 +48,13 @@ def look(_: Subject) -> Sequence[Finding]:
             command=f"{shlex.quote(sys.executable)} -m pip install {shlex.join(wanted)}",
         )
     ]
+
+
+def _install_own() -> str | None:
+    source = own_source()
+    if source is None:
+        return None
+    return f"{shlex.quote(sys.executable)} -m pip install {shlex.quote(source)}"
 
 
 CHECK = Check("requirements", "what mltune needs", look)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mltune_cli.diagnosis.finding import Check, Finding, doubtful, in_order, known
 from mltune_cli.diagnosis.machine import usable_cores
-from mltune_cli.diagnosis.subject import Subject
+from mltune_cli.diagnosis.subject import Subject, written
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -14,12 +14,13 @@ def look(subject: Subject) -> Sequence[Finding]:
     cores, threads = usable_cores(), subject.recipe.reproducibility.threads
     findings = []
     if threads > cores:
+        setting = f"reproducibility.threads={cores}"
         findings.append(
             doubtful(
                 f"reproducibility.threads is {threads}, and this process may use {cores} cores",
                 "the threads wait for each other, and training is slower than with fewer",
-                "lower it, which makes another recipe; or give the process more cores",
-                command=f"mltune train{subject.flags()} --set reproducibility.threads={cores}",
+                f"{written(setting)}, which makes another recipe; or give the process more cores",
+                command=subject.trial("threads", setting),
             )
         )
     given = {name: subject.variables[name] for name in _VARIABLES if name in subject.variables}

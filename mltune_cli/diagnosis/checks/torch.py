@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mltune_cli.diagnosis.driver_facts import smi_facts
 from mltune_cli.diagnosis.finding import Check, Finding, broken, doubtful, in_order, known
 from mltune_cli.diagnosis.packages import torch_build
-from mltune_cli.diagnosis.subject import Subject
+from mltune_cli.diagnosis.subject import Subject, written
 
 _SLOW_IMPORT_SECONDS = 5.0
 
@@ -43,8 +43,9 @@ def look(subject: Subject) -> Sequence[Finding]:
             broken(
                 f"torch {facts.version} is a CPU build, and model.device is cuda",
                 "the training will not start",
-                "install a CUDA build of torch from the ordinary index, or train on the CPU",
-                command=f"mltune train{subject.flags()} --set model.device=cpu",
+                "install a CUDA build of torch from the ordinary index; or, to train on the CPU, "
+                f"{written('model.device=cpu')}",
+                command=subject.trial("torch", "model.device=cpu"),
             )
         )
     elif facts.cuda is None and subject.wants_gpu and (smi := smi_facts()) and smi.gpus:
