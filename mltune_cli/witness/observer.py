@@ -7,6 +7,7 @@ drawn.
 """
 
 import functools
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -99,7 +100,8 @@ class Observer:
 
     Args:
         folder: where the file is made at the first step, named after the rank: `main.jsonl`, or
-            `rank-3.jsonl` in a process that a launcher gave a rank.
+            `rank-3.jsonl` in a process that a launcher gave a rank, `child-2.jsonl` in the second
+            one that `multiprocessing` started.
         per_tensor: also write the digest of every gradient, parameter and state tensor by name.
         trace: traces one step, into `trace/` below the folder.
     """
@@ -336,7 +338,11 @@ def _untraced() -> Any:
 
 def _stem() -> str:
     rank = os.environ.get("RANK")
-    return "main" if rank is None else f"rank-{rank}"
+    if rank is not None:
+        return f"rank-{rank}"
+    # Processes of `multiprocessing` are numbered in the order in which their parent starts them.
+    numbers = multiprocessing.current_process()._identity
+    return "-".join(["child", *map(str, numbers)]) if numbers else "main"
 
 
 def _new_file(folder: Path) -> TextIO:

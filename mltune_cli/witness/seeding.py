@@ -73,5 +73,8 @@ def _fingerprint(tensor: torch.Tensor) -> bytes:
     if tensor.device.type == "meta" or hasattr(tensor, "to_local"):
         return b""
     with torch.no_grad():
-        few = tensor.detach().reshape(-1)[:_FINGERPRINT_ELEMENTS].to(torch.bfloat16).cpu()
+        few = tensor.detach().reshape(-1)[:_FINGERPRINT_ELEMENTS]
+        if few.is_complex():
+            few = torch.view_as_real(few.resolve_conj()).reshape(-1)
+        few = few.to(torch.bfloat16).cpu()
     return f"{tensor.numel()} {few.view(torch.int16).tolist()}".encode()

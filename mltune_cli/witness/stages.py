@@ -89,8 +89,8 @@ def random_states() -> dict[str, str]:
     }
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
-        name, keys, *rest = numpy.random.get_state()
-        digests["rng_numpy"] = bytes_digest(f"{name}{rest}".encode() + keys.tobytes())
+        # Whatever generator is set; the legacy form knows one kind alone.
+        digests["rng_numpy"] = value_digest(numpy.random.get_state(legacy=False))
     return digests
 
 

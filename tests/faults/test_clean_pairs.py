@@ -64,6 +64,7 @@ SCRIPTED = (
     "* " + _TRL,
     _TRL + "--gradient_accumulation_steps 2 --packing false",
     "* clean_lightning.py",
+    "clean_folds.py",
     "clean_lightning.py --precision bf16-mixed --accumulate 2 --clip 1 --workers 2",
 )
 _ACCELERATE = (

@@ -171,3 +171,31 @@ def test_models_with_equal_names_hide_nothing_of_each_other(tmp_path: Path) -> N
     assert len(set(seen)) == 3
     assert len({model for model, _ in seen}) == 3
     assert len({buffers for _, buffers in seen}) == 3
+
+
+def test_a_generator_of_another_kind_is_read(tmp_path: Path) -> None:
+    kept = np.random.get_bit_generator()
+    try:
+        np.random.set_bit_generator(np.random.PCG64(0))
+        with witness(tmp_path / "a"):
+            trained(lambda loss: loss.backward())
+        np.random.set_bit_generator(np.random.PCG64(0))
+        np.random.random()
+        with witness(tmp_path / "b"):
+            trained(lambda loss: loss.backward())
+    finally:
+        np.random.set_bit_generator(kept)
+    first, second = (records(tmp_path / name)[1] for name in ("a", "b"))
+    assert first["rng_numpy"] != second["rng_numpy"]
+    assert first["rng"] == second["rng"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_complex_weights_are_watched_without_a_warning(tmp_path: Path) -> None:
+    with witness(tmp_path):
+        weights = torch.nn.Parameter(torch.nn.init.normal_(torch.empty(4, dtype=torch.complex64)))
+        optimizer = torch.optim.SGD([weights], lr=0.1)
+        (weights * weights.detach()).abs().sum().backward()
+        optimizer.step()
+    assert records(tmp_path)[0]["facts"]["drawn_before_seed"] == 1
+    assert [record["step"] for record in records(tmp_path)] == [0, 1]
