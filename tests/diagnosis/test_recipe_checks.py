@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -464,6 +466,22 @@ def test_a_bad_row_is_named_by_its_line(clinic: Any, name: str, text: str, seen:
     assert path.exists()
     told = clinic.look("data", "--config", clinic.recipe(f"data: {{train: {good.name}}}"))
     assert told.severity == "ok"
+
+
+def test_arrow_is_not_imported_for_lines_of_json() -> None:
+    """It takes as long as the rest of the process that reads rows."""
+    program = (
+        "import io, json, sys\n"
+        "names = {'data.train': 'mltune/repro_dataset/train.jsonl'}\n"
+        "job = {'names': names, 'format': 'auto', 'seconds': 9}\n"
+        "sys.stdin = io.StringIO(json.dumps(job))\n"
+        "from mltune_cli.diagnosis.row_probe import main\n"
+        "main()\n"
+        "sys.exit('pyarrow' in sys.modules or 'numpy' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["data.train"]["rows"] == 600
 
 
 def test_parquet_and_a_folder_of_shards(clinic: Any) -> None:

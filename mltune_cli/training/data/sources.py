@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import xxhash
-from pyarrow import ArrowException
 
 from mltune_cli.bundled import BUNDLED_PREFIX, bundled_data
 from mltune_cli.digests import file_digest, json_digest
@@ -323,6 +321,10 @@ def _csv_rows(path: Path) -> Iterator[SourceRow]:
 
 
 def _parquet_rows(path: Path) -> Iterator[SourceRow]:
+    # Half of what the doctor waits for, where rows of other kinds are read.
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowException
+
     number = 0
     try:
         with pq.ParquetFile(path) as file:
