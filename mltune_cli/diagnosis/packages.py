@@ -91,7 +91,7 @@ def satisfies(version: Version, requirement: Requirement) -> bool:
 
 
 def own_source() -> str | None:
-    """Return what pip installs this mltune from again; None where that is not known or gone.
+    """Return where this mltune is installed from again; None where that is not known or gone.
 
     Never the bare name: on the public index it is somebody else's.
     """
