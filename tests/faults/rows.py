@@ -143,6 +143,15 @@ ROWS = (
         "A difference in the loss has been reported by others.", (),
         unplanted="what parts such runs is not known, so there is nothing to plant; mltune does "
         "not claim that they repeat, and `repro-check` refuses to check them"),
+    Row(0, "A race in a kernel that torch's compiler wrote",
+        "Compiled layers come to other bits each time, and without the compiler they agree. Seen "
+        "with torch 2.11 on GPUs: with dropout, in a layer whose input needs no gradient, random "
+        "numbers are read back by other threads than wrote them, with nothing to wait in between; "
+        "one gradient in hundreds differs. Set `torch._inductor.config.fallback_random = True`, as "
+        "`mltune train` does, or leave that layer uncompiled. `mltune train` computes equal rows "
+        "twice before its first step and ends where they differ.", ("nondeterministic-operation",),
+        tests=(_TRAINING + "test_gpu_steps.py::"
+               "test_a_race_in_a_compiled_kernel_is_found_before_the_first_step",)),
     Row(0, "The first use of a vector function by several threads",
         "On a CPU with several threads, about one process in a hundred computes half of its first "
         "exp, cos, sin or erf of 2048 numbers or more with errors of 1e-4, or NaN; never again "

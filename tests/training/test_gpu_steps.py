@@ -1,15 +1,21 @@
 """Steps on a GPU: what is compiled, and what waits for the device."""
 
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from mltune_cli.bundled import TINY_MODEL, bundled_model
+from mltune_cli.errors import NoVerdictError
 from mltune_cli.recipe.schema import Recipe
 from mltune_cli.training.compiling import compile_ahead
 from mltune_cli.training.data.collating import MicroBatch
+from mltune_cli.training.model import TOKENIZER_FILES
 from mltune_cli.training.setup import PreparedRun, prepare_run
 from mltune_cli.training.step import PendingStep, StepPlan, begin_step
 
@@ -87,6 +93,37 @@ def test_steps_are_timed_by_the_gpu_itself(smoke_recipe: SmokeRecipe) -> None:
     passed = time.perf_counter() - start
     assert 0.8 * passed < sum(seconds) < 1.05 * passed
     assert min(seconds) > 0.3 * max(seconds)
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A model whose rows are too long for the compiler to hold one in registers."""
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=2048, intermediate_size=512, num_hidden_layers=2,
+        num_attention_heads=16, num_key_value_heads=4,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    for name in TOKENIZER_FILES:
+        if (source := bundled_model(TINY_MODEL) / name).is_file():
+            shutil.copyfile(source, tmp_path / name)
+    return tmp_path
+
+
+def test_a_race_in_a_compiled_kernel_is_found_before_the_first_step(
+    smoke_recipe: SmokeRecipe, wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler's own random numbers, read back by other threads than wrote them: torch 2.11."""
+    recipe = smoke_recipe(
+        model__name_or_path=str(wide), model__device="cuda", model__dtype="bfloat16",
+        adapter__dropout=0.1, data__packing=True, data__max_length=512, train__micro_batch_size=32,
+    )  # fmt: skip
+    prepared(recipe)  # as mltune compiles it
+    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+    run = prepare_run(recipe)
+    monkeypatch.setattr("torch._inductor.config.fallback_random", False)
+    with pytest.raises(NoVerdictError, match="lora_B"):
+        compile_ahead(run.state, run.recipe)
 
 
 def leave_behind(byte: int) -> None:

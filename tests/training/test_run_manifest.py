@@ -28,8 +28,8 @@ FOUR_BITS = {"model__base_precision": "nf4", "model__device": "auto"}
         (DIVIDED_FULL, (2,), True, False),
         (DIVIDED_FULL, (1, 2), False, False),
         (DIVIDED_FULL, (2, 4), False, False),
-        (COMPILED_ON_GPUS, (2,), True, False),
-        (COMPILED_ON_GPUS, (1, 2), False, False),
+        (COMPILED_ON_GPUS, (2,), True, True),
+        (COMPILED_ON_GPUS, (1, 2), True, True),
         (FOUR_BITS, (1,), True, False),
         (FOUR_BITS, (2,), False, False),
         # The steps that several took are not undone by going on with one.

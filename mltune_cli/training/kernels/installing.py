@@ -127,5 +127,9 @@ def _compile_layers(base: Any, *, fixed_width: bool) -> None:
 
     # What would be measured to choose a kernel may be measured otherwise the next time.
     compiler.deterministic = True
+    # Dropout is left to torch's own kernel. The compiler of torch 2.11 writes random numbers of its
+    # own to memory and reads them back in the same kernel, in other threads, with no barrier in
+    # between: other masks each time, in a layer whose input needs no gradient.
+    compiler.fallback_random = True
     for layer in base.get_decoder().layers:
         layer.compile(backend=BACKEND, dynamic=not fixed_width)

@@ -1,5 +1,6 @@
 """Training with the fast kernels, as far as a CPU computes them, against the plain ones."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -256,6 +257,20 @@ def test_the_shortest_rows_are_compiled_as_well(
     compile_ahead(run.state, run.recipe)
     assert begin(run).result().loss > 0
     torch._dynamo.reset()  # type: ignore[no-untyped-call]
+
+
+def test_compiled_layers_that_come_to_other_bits_each_time_are_refused(
+    smoke_recipe: SmokeRecipe,
+) -> None:
+    run = prepare_run(smoke_recipe(**FAST))
+    compile_ahead(run.state, run.recipe)
+    last = [m for name, m in run.state.model.named_modules() if name.endswith("down_proj")][-1]
+    calls = itertools.count()
+    last.register_forward_hook(lambda _module, _inputs, output: output + 1e-3 * next(calls))
+    with pytest.raises(
+        NoVerdictError, match=r"the loss and \d+ more .* set model.compile to false"
+    ):
+        compile_ahead(run.state, run.recipe)
 
 
 @pytest.mark.parametrize("late", [1, 2])
