@@ -122,9 +122,13 @@ class CommandProcess:
             how = f"was killed by signal {-status}{hint}"
         else:
             how = f"ended with status {status}"
-        lines = "".join(f"\n  | {line}" for line in self._tail)
-        last = f"; its last lines:{lines}" if lines else ""
-        return f"the command {how}{last}"
+        return f"the command {how}{self.last_lines()}"
+
+    def last_lines(self) -> str:
+        """Return what the command printed last, to be put behind a sentence."""
+        # A copy: the printer goes on.
+        lines = "".join(f"\n  | {line}" for line in self._tail.copy())
+        return f"; its last lines:{lines}" if lines else ""
 
     def stop(self) -> None:
         """End the command and everything it started, at once; safe to call twice."""

@@ -214,6 +214,7 @@ def _settings(inquiry: _Inquiry) -> Diagnosis | None:
     """
     where = inquiry.case.localisation
     is_computed = where is None or where.differs == "output"
+    decides_alone = {"torch", "python", "device"}
     for name, mine, theirs in differing_settings(inquiry.case.records):
         evidence = f"{name} was {mine} in one run and {theirs} in the other"
         cause = {
@@ -223,7 +224,7 @@ def _settings(inquiry: _Inquiry) -> Diagnosis | None:
             "tf32": "precision-setting",
             "default dtype": "precision-setting",
         }.get(name, "environment")
-        if is_computed or cause == "environment":
+        if is_computed or name in decides_alone:
             return inquiry.conclude(cause, evidence)
         inquiry.evidence.append(evidence)
     return None

@@ -170,7 +170,7 @@ class RepeatedCommands:
             with held_signals():
                 run.process = self._start(run)
         while going_on:
-            self._require_time()
+            self._require_time(going_on)
             for run in list(going_on):
                 # Asked before the files are read: what is read then is all there is.
                 has_ended = run.process is not None and not run.process.is_running
@@ -222,15 +222,21 @@ class RepeatedCommands:
             run.process = self._start(run)
         return None
 
-    def _require_time(self) -> None:
+    def _require_time(self, going_on: Sequence[_Run]) -> None:
         limit = self.timeout_seconds
-        if limit is not None and time.monotonic() - self.started > limit:
-            raise NoVerdictError(f"the runs were not done after --timeout {limit:g} seconds")
+        if limit is None or time.monotonic() - self.started <= limit:
+            return
+        said = "; ".join(
+            f"run {run.number} was in step {run.reached + 1}{_last_lines(run)}" for run in going_on
+        )
+        raise NoVerdictError(f"the runs were not done after --timeout {limit:g} seconds: {said}")
 
     def _finish(self, run: _Run, comparison: OrderedComparison) -> None:
         failure = run.process.failure() if run.process is not None else None
+        if failure is None and (trouble := run.files.trouble()) is not None:
+            failure = f"its training could not be watched: {trouble}"
         if failure is None and comparison.steps(run.number - 1) == 0:
-            failure = _nothing_seen(run.files.trouble())
+            failure = _NOTHING_SEEN
         kill_at = run.prepared.kill_at
         if failure is None and kill_at is not None:
             failure = f"it ended before step {kill_at}, after which it was to be killed"
@@ -246,10 +252,11 @@ def _place_of(difference: FirstDifference) -> tuple[int, int, str]:
     return difference.step, stage, difference.process or ""
 
 
-def _nothing_seen(trouble: str | None) -> str:
-    if trouble is not None:
-        return f"its training could not be watched: {trouble}"
-    return (
-        "no optimizer of torch took a step that could be seen; is it a Python training script, "
-        "started without -I, -E or -S, whose optimizers come from torch.optim?"
-    )
+def _last_lines(run: _Run) -> str:
+    return "" if run.process is None else run.process.last_lines()
+
+
+_NOTHING_SEEN = (
+    "no optimizer of torch took a step that could be seen; is it a Python training script, started "
+    "without -I, -E or -S, that keeps PYTHONPATH, and whose optimizers come from torch.optim?"
+)

@@ -78,12 +78,27 @@ class _OpenStep:
         digests: that are known.
         pending: digests on their way from the device, by stage; read once, at the end.
         chained: stages that are one digest of several.
+        has_closure: whether losses and gradients come while the optimizer steps.
     """
 
     digests: dict[str, str]
     facts: dict[str, Any]
     pending: dict[str, list[PendingDigest]] = field(default_factory=dict)
     chained: set[str] = field(default_factory=set)
+    has_closure: bool = False
+
+    def add(self, seen: _Seen, gradients: Mapping[str, torch.Tensor]) -> None:
+        """Add what was seen of a batch, its losses and its gradients."""
+        self.chained = {"loss", "gradients"} if seen.unclipped else {"loss"}
+        if seen.batches:
+            self.digests["batch"] = chained_digest(digest for _, digest, _ in seen.batches)
+            self.facts["rows"] = [row for _, _, rows in seen.batches for row in rows]
+        if seen.losses:
+            self.pending["loss"] = seen.losses
+        if seen.unclipped:
+            self.pending["gradients"] = seen.unclipped
+        now = "clipped_gradients" if seen.unclipped else "gradients"
+        self.pending[now] = [pending_held(gradients)]
 
     def resolve(self) -> dict[str, str]:
         """Return all digests; waits for the device."""
@@ -104,12 +119,21 @@ class Observer:
             one that `multiprocessing` started.
         per_tensor: also write the digest of every gradient, parameter and state tensor by name.
         trace: traces one step, into `trace/` below the folder.
+        on_fault: told once of what failed here; the training then goes on and is not watched any
+            more. None: it is raised by what the training called.
     """
 
     def __init__(
-        self, folder: Path, *, per_tensor: bool = False, trace: TraceRequest | None = None
+        self,
+        folder: Path,
+        *,
+        per_tensor: bool = False,
+        trace: TraceRequest | None = None,
+        on_fault: Callable[[Exception], None] | None = None,
     ) -> None:
         self._folder = folder
+        self._on_fault = on_fault
+        self._is_off = False
         self._per_tensor = per_tensor
         self._request = trace
         self._trace: OperationTrace | None = None
@@ -175,8 +199,9 @@ class Observer:
                 tensors = tuple(tensors)  # it may be a generator
             # A gradient edge has no value, only a place in the graph.
             losses = [one for one in tensors if isinstance(one, torch.Tensor)]
-            with _untraced():
-                self._seen.losses.append(pending_held(dict(enumerate_names(losses))))
+            self._apart(
+                lambda: self._seen.losses.append(pending_held(dict(enumerate_names(losses))))
+            )
             return backward(tensors, *args, **kwargs)
 
         return watched
@@ -188,8 +213,9 @@ class Observer:
             except StopIteration:
                 self._seen.forget_evaluation(id(iterator))
                 raise
-            with _untraced():
-                self._seen.add_batch(id(iterator), value_digest(batch), row_digests(batch))
+            self._apart(
+                lambda: self._seen.add_batch(id(iterator), value_digest(batch), row_digests(batch))
+            )
             return batch
 
         return watched
@@ -199,9 +225,11 @@ class Observer:
             if not isinstance(parameters, torch.Tensor):
                 parameters = list(parameters)  # it may be a generator
             tensors = [parameters] if isinstance(parameters, torch.Tensor) else parameters
-            with _untraced():
-                now = gradients(dict(enumerate_names(tensors)))
-                self._seen.unclipped.append(pending_held(now))
+            self._apart(
+                lambda: self._seen.unclipped.append(
+                    pending_held(gradients(dict(enumerate_names(tensors))))
+                )
+            )
             return clip(parameters, *args, **kwargs)
 
         return watched
@@ -216,39 +244,52 @@ class Observer:
 
         return watched
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - the signature is given
+    def _apart(self, work: Callable[[], None]) -> None:
+        """Do something of our own: no dispatch mode sees it, and no error of it ends the training.
+
+        Hooks cannot be taken away while torch goes through them: after an error they stay, and do
+        nothing.
+        """
+        if self._is_off:
+            return
+        try:
+            with torch.utils._python_dispatch._disable_current_modes():
+                work()
+        except Exception as error:
+            if self._on_fault is None:
+                raise
+            self._is_off = True
+            self._on_fault(error)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._request is not None and self._request.step == 0:
             self._end_trace()
-        # What digests compute is no operation of the training.
-        with _untraced():
-            self._note_before(optimizer)
+        # The first argument is the optimizer itself.
+        has_closure = any(map(callable, [*args[1:], *kwargs.values()]))
+        self._apart(lambda: self._note_before(optimizer, has_closure=has_closure))
         if self._trace is not None:
             self._trace.sites.note_optimizer(begins=True)
 
-    def _note_before(self, optimizer: torch.optim.Optimizer) -> None:
+    def _note_before(self, optimizer: torch.optim.Optimizer, *, has_closure: bool) -> None:
         if optimizer not in self._sources:
             self._note_start(optimizer)
         names = self._models[optimizer].names
         parameters = dict(optimizer_parameters(optimizer, names))
-        seen, self._seen = self._seen, _Seen()
         settings_now = hyperparameters(optimizer)
         step = _OpenStep(
             {**random_states(), "hyperparameters": bytes_digest(settings_now.encode())},
             {"hyperparameters": settings_now},
-            chained={"loss", "gradients"} if seen.unclipped else {"loss"},
+            has_closure=has_closure,
         )
-        if seen.batches:
-            step.digests["batch"] = chained_digest(digest for _, digest, _ in seen.batches)
-            step.facts["rows"] = [row for _, _, rows in seen.batches for row in rows]
-        if seen.losses:
-            step.pending["loss"] = seen.losses
-        if seen.unclipped:
-            step.pending["gradients"] = seen.unclipped
-        now = "clipped_gradients" if seen.unclipped else "gradients"
-        step.pending[now] = [pending_held(gradients(parameters))]
+        if not has_closure:
+            self._note_seen(step, parameters)
+        self._open_steps.append(step)
+
+    def _note_seen(self, step: _OpenStep, parameters: Mapping[str, torch.Tensor]) -> None:
+        seen, self._seen = self._seen, _Seen()
+        step.add(seen, gradients(parameters))
         if self._per_tensor:
             step.facts["tensors"] = {"gradients": _each(gradients(parameters))}
-        self._open_steps.append(step)
 
     def _note_start(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizers += 1
@@ -277,31 +318,36 @@ class Observer:
             self._trace.sites.note_optimizer(begins=False)
         if self._request is not None and self._steps + 1 == self._request.step:
             self._end_trace()
-        with _untraced():
-            step = self._open_steps.pop()
-            names = self._models[optimizer].names
-            parameters = dict(optimizer_parameters(optimizer, names))
-            state = dict(state_tensors(optimizer, names))
-            step.pending["optimizer"] = [pending_held(state)]
-            step.pending["parameters"] = [pending_held(parameters)]
-            # Not before the first step: the forward pass has changed them by then.
-            buffers = self._models[optimizer].buffers()
-            if buffers:
-                step.pending["buffers"] = [pending_held(buffers)]
-            if self._per_tensor:
-                each = {
-                    "optimizer": _each(state),
-                    "buffers": _each(buffers),
-                    "parameters": _each(parameters),
-                }
-                step.facts["tensors"] |= each
-            digests = step.resolve()
-        self._steps += 1
-        self._write(WitnessRecord(self._steps, digests, self._sources[optimizer], step.facts))
+        known: list[torch.Tensor] = []
+        self._apart(lambda: known.extend(self._note_after(optimizer)))
         if self._request is not None and self._steps + 1 == self._request.step:
-            self._begin_trace(
-                [*self._models[optimizer].frozen.values(), *parameters.values(), *state.values()]
-            )
+            self._begin_trace(known)
+
+    def _note_after(self, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+        """Write the step's record; return all tensors that the next step begins with."""
+        step = self._open_steps.pop()
+        model = self._models[optimizer]
+        parameters = dict(optimizer_parameters(optimizer, model.names))
+        state = dict(state_tensors(optimizer, model.names))
+        if step.has_closure:
+            self._note_seen(step, parameters)
+        step.pending["optimizer"] = [pending_held(state)]
+        step.pending["parameters"] = [pending_held(parameters)]
+        # Not before the first step: the forward pass has changed them by then.
+        buffers = model.buffers()
+        if buffers:
+            step.pending["buffers"] = [pending_held(buffers)]
+        if self._per_tensor:
+            each = {
+                "optimizer": _each(state),
+                "buffers": _each(buffers),
+                "parameters": _each(parameters),
+            }
+            step.facts["tensors"] |= each
+        self._steps += 1
+        source = self._sources[optimizer]
+        self._write(WitnessRecord(self._steps, step.resolve(), source, step.facts))
+        return [*model.frozen.values(), *parameters.values(), *state.values()]
 
     def _begin_trace(self, known: Iterable[torch.Tensor] = ()) -> None:
         if self._request is not None and self._trace is None:
@@ -329,11 +375,6 @@ def gradients(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 def _each(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return {name: held_digest({"": tensor}) for name, tensor in tensors.items()}
-
-
-def _untraced() -> Any:
-    """Return a context in which no dispatch mode sees what is called."""
-    return torch.utils._python_dispatch._disable_current_modes()
 
 
 def _stem() -> str:

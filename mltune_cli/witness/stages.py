@@ -138,8 +138,15 @@ def value_digest(value: Any, _inside: tuple[int, ...] = ()) -> str:
             return chained_digest([kind, inner(value.tolist())])
         return bytes_digest(kind.encode() + value.tobytes())
     if hasattr(value, "__dict__") and not callable(value):
-        return inner(vars(value))
+        # Of what else an object carries (when it was made, say) nothing may be trained on.
+        held = {name: one for name, one in vars(value).items() if _may_hold_tensors(one)}
+        return inner(held)
     return bytes_digest(_plain(value).encode())
+
+
+def _may_hold_tensors(value: Any) -> bool:
+    kinds = (torch.Tensor, Mapping, list, tuple)
+    return isinstance(value, kinds) or hasattr(value, "__dict__") or hasattr(value, "tobytes")
 
 
 def row_digests(batch: Any) -> list[str]:

@@ -238,15 +238,33 @@ def test_an_isolated_interpreter_evades_the_hook_and_gets_a_sentence(check: Chec
     assert "started without -I" in report["reason"]
 
 
+def test_what_could_not_be_watched_to_its_end_gets_no_verdict(check: Check) -> None:
+    code, report, output = check(
+        start="""
+        class Unspeakable(torch.Tensor):
+            def detach(self):
+                raise RuntimeError("it has no words")
+        """,
+        before_update="if step == 3: optimizer.state[model[0].bias]['own'] = Unspeakable(3)",
+        end="print('trained to the end')",
+    )
+    assert code == 125, output
+    assert "could not be watched: RuntimeError: it has no words" in report["reason"]
+    assert "trained to the end" in output
+
+
 def test_a_hang_ends_with_the_timeout_and_leaves_nothing_running(
     check: Check, tmp_path: Path
 ) -> None:
     torchrun = (str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2")
     code, report, output = check(
-        "--timeout", "20", launcher=torchrun, end="import time\ntime.sleep(3600 + 77)"
-    )
+        "--timeout", "20", launcher=torchrun,
+        end="print('asleep', flush=True)\nimport time\ntime.sleep(3600 + 77)",
+    )  # fmt: skip
     assert code == 125, output
     assert "--timeout 20" in report["reason"]
+    assert "run 1 was in step 6" in report["reason"]
+    assert "asleep" in report["reason"]
     time.sleep(0.5)
     assert processes_below(tmp_path) == []
 

@@ -61,6 +61,96 @@ def test_a_difference_shows_in_its_stage(
     assert next(key for key in first if first[key] != second[key]) == stage
 
 
+class Unspeakable(torch.utils.data.Dataset[Any]):
+    """Rows that cannot be asked what they hold."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> "Unspeakable | None":
+        return self if index else None
+
+    def keys(self) -> list[str]:
+        raise RuntimeError("it has no words")
+
+
+def train_on(rows: torch.utils.data.Dataset[Any] | None) -> float:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3) if rows is None else DataLoader(rows, collate_fn=lambda several: several[0]):
+        loss = model(torch.ones(4, 3)).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return float(loss.detach())
+
+
+def test_a_fault_of_the_witness_leaves_the_training_alone_where_somebody_is_told(
+    tmp_path: Path,
+) -> None:
+    plain = train_on(None)
+    with pytest.raises(RuntimeError, match="no words"), witness(tmp_path / "raised"):
+        train_on(Unspeakable())
+    told: list[Exception] = []
+    observer = Observer(tmp_path / "told", on_fault=told.append)
+    observer.install()
+    try:
+        assert train_on(Unspeakable()) == plain
+    finally:
+        observer.remove()
+    assert list(map(str, told)) == ["it has no words"]
+    assert [record["step"] for record in records(tmp_path / "told")] == [0, 1]
+
+
+def train_by_closures(optimizer_class: type[torch.optim.Optimizer], rows: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = optimizer_class(model.parameters(), lr=1e-2)  # type: ignore[call-arg]
+    for (batch,) in DataLoader(TensorDataset(rows), batch_size=2):
+
+        def closure(batch: torch.Tensor = batch) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = model(batch).square().mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            return loss
+
+        optimizer.step(closure)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.LBFGS])
+def test_losses_and_gradients_of_a_closure_belong_to_its_step(
+    tmp_path: Path, optimizer: type[torch.optim.Optimizer]
+) -> None:
+    rows = torch.arange(24.0).view(8, 3) / 24
+    with witness(tmp_path / "a"):
+        train_by_closures(optimizer, rows)
+    changed = rows.clone()
+    changed[4] *= 1.0001  # in the third step
+    with witness(tmp_path / "b"):
+        train_by_closures(optimizer, changed)
+    first, second = records(tmp_path / "a"), records(tmp_path / "b")
+    assert len(first) == 5
+    assert first[:3] == second[:3]
+    for stage in ("batch", "loss", "gradients", "clipped_gradients", "parameters"):
+        assert first[3][stage] != second[3][stage], stage
+
+
+class Batch:
+    """Rows, and when they were put together."""
+
+    def __init__(self, rows: torch.Tensor, when: float) -> None:
+        self.rows, self.when = rows, when
+
+
+def test_what_a_batch_carries_beside_its_tensors_is_not_compared() -> None:
+    rows = torch.arange(6.0).view(2, 3)
+    assert value_digest(Batch(rows, 1.0)) == value_digest(Batch(rows, 2.0))
+    assert value_digest(Batch(rows, 1.0)) != value_digest(Batch(rows + 1, 1.0))
+    assert value_digest(Batch([rows], 1.0)) != value_digest(Batch([rows + 1], 1.0))  # type: ignore[arg-type]
+
+
 def test_watching_changes_nothing_and_ends(tmp_path: Path) -> None:
     backward, give = torch.autograd.backward, torch.utils.data.dataloader._BaseDataLoaderIter
     original = give.__next__

@@ -69,6 +69,7 @@ def _watch() -> None:
             Path(folder),
             per_tensor=request is not None,
             trace=observer_module.TraceRequest.from_json(request) if request else None,
+            on_fault=lambda error: _say(folder, error),
         ).install()
     except Exception as error:
         _say(folder, error)
