@@ -20,12 +20,16 @@ class SeedWatch:
         self._seeds: list[int] = []
         # By their values: what wraps a model may put other tensors in their place.
         self._drawn_unseeded: set[bytes] = set()
+        self._first_seed = 0
         self._undo: list[Callable[[], None]] = []
 
     def install(self) -> None:
         """Begin to watch."""
+        self._first_seed = torch.initial_seed()
         self._replace(torch, "manual_seed", self._watch_seed)
         self._replace(torch.random, "manual_seed", self._watch_seed)
+        for home in (torch, torch.random):
+            self._replace(home, "seed", self._watch_random_seed)
         for name in _DRAWING:
             self._replace(torch.nn.init, name, self._watch_draw)
 
@@ -39,6 +43,10 @@ class SeedWatch:
         """Return what was seen: the seeds in order, and how many parameters they do not reach."""
         unreached = sum(_fingerprint(p) in self._drawn_unseeded for p in parameters)
         return {"seeds": self._seeds[:8], "drawn_before_seed": unreached}
+
+    def _is_seeded(self) -> bool:
+        """Tell whether a seed was set, by a call that was seen or by another way."""
+        return bool(self._seeds) or torch.initial_seed() != self._first_seed
 
     def _replace(self, home: Any, name: str, wrap: Callable[[Any], Any]) -> None:
         original = getattr(home, name)
@@ -57,11 +65,20 @@ class SeedWatch:
 
         return manual_seed
 
+    def _watch_random_seed(self, original: Any) -> Any:
+        @functools.wraps(original)
+        def seed() -> Any:
+            result = original()
+            self._first_seed = torch.initial_seed()  # another one in each run: as good as none
+            return result
+
+        return seed
+
     def _watch_draw(self, original: Any) -> Any:
         @functools.wraps(original)
         def draw(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             result = original(tensor, *args, **kwargs)
-            if not self._seeds:
+            if kwargs.get("generator") is None and not self._is_seeded():
                 self._drawn_unseeded.add(_fingerprint(tensor))
             return result
 

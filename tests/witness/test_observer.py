@@ -314,6 +314,11 @@ class Wrapped(torch.nn.Module):
         (["model", "seed", "wrap"], 1),
         (["model", "seed", "draw again"], 1),
         (["seed", "model", "seed"], 0),
+        (["another way", "model", "seed"], 0),
+        (["state", "model", "seed"], 0),
+        (["a seed at random", "model", "seed"], 2),
+        (["another way", "a seed at random", "model", "seed"], 2),
+        (["own generator", "seed"], 0),
     ],
 )
 def test_what_was_drawn_before_the_seed_is_counted(calls: list[str], count: int) -> None:
@@ -329,6 +334,18 @@ def test_what_was_drawn_before_the_seed_is_counted(calls: list[str], count: int)
             elif call == "wrap":
                 assert isinstance(model, torch.nn.Linear)
                 model = Wrapped(model)
+            elif call == "another way":
+                torch.default_generator.manual_seed(torch.initial_seed() + 1)
+            elif call == "state":
+                other = torch.Generator().manual_seed(torch.initial_seed() + 1)
+                torch.set_rng_state(other.get_state())
+            elif call == "a seed at random":
+                torch.seed()
+            elif call == "own generator":
+                model = torch.nn.utils.skip_init(torch.nn.Linear, 3, 2)
+                own = torch.Generator().manual_seed(7)
+                for parameter in model.parameters():
+                    torch.nn.init.normal_(parameter, generator=own)
             else:
                 torch.nn.init.normal_(model.get_parameter("weight"))
     finally:
