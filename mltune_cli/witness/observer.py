@@ -267,7 +267,7 @@ class Observer:
         # The first argument is the optimizer itself.
         has_closure = any(map(callable, [*args[1:], *kwargs.values()]))
         self._apart(lambda: self._note_before(optimizer, has_closure=has_closure))
-        if self._trace is not None:
+        if self._trace is not None and not self._is_off:
             self._trace.sites.note_optimizer(begins=True)
 
     def _note_before(self, optimizer: torch.optim.Optimizer, *, has_closure: bool) -> None:
@@ -312,7 +312,7 @@ class Observer:
         self._write(WitnessRecord(0, digests, source, facts))
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - the signature is given
-        if not self._open_steps:
+        if self._is_off or not self._open_steps:
             return  # watching began in the middle of this step
         if self._trace is not None:
             self._trace.sites.note_optimizer(begins=False)
