@@ -214,7 +214,7 @@ def _settings(inquiry: _Inquiry) -> Diagnosis | None:
     """
     where = inquiry.case.localisation
     is_computed = where is None or where.differs == "output"
-    decides_alone = {"torch", "python", "device"}
+    decides_alone = {"torch", "python", "device", "deterministic", "default dtype"}
     for name, mine, theirs in differing_settings(inquiry.case.records):
         evidence = f"{name} was {mine} in one run and {theirs} in the other"
         cause = {

@@ -45,7 +45,8 @@ class WitnessFiles:
         path = self._folder / _TROUBLE
         if not path.is_file():
             return None
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()[0]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return lines[0] if lines else "the reason could not be written; is the disk full?"
 
 
 def _record(path: Path, line: bytes) -> WitnessRecord:

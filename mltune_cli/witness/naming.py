@@ -95,4 +95,6 @@ def find_model(parameters: Iterable[torch.Tensor]) -> NamedModel:
 
 def _saved_buffers(module: torch.nn.Module) -> list[str]:
     """Return the names of a module's buffers that are saved; others are scratch, or computed."""
-    return [name for name in module._buffers if name not in module._non_persistent_buffers_set]
+    # A module of TorchScript has its own kind of mapping, which only its keys go through.
+    scratch = getattr(module, "_non_persistent_buffers_set", ())
+    return [name for name in module._buffers.keys() if name not in scratch]  # noqa: SIM118

@@ -137,6 +137,18 @@ def test_losses_and_gradients_of_a_closure_belong_to_its_step(
         assert first[3][stage] != second[3][stage], stage
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_modules_of_torchscript_are_watched(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inner = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    model = torch.jit.trace(inner, torch.ones(4, 3))  # type: ignore[no-untyped-call]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with witness(tmp_path):
+        model(torch.rand(4, 3)).square().mean().backward()
+        optimizer.step()
+    assert [record["step"] for record in records(tmp_path)] == [0, 1]
+
+
 class Batch:
     """Rows, and when they were put together."""
 
