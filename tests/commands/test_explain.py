@@ -61,6 +61,7 @@ def test_a_silent_write_is_found_at_the_module_that_reads_it(
     assert kept == {"1-trace-of-run-1", "2-trace-of-run-2", "trace", "main.jsonl"}
 
 
+@pytest.mark.long
 def test_the_tensor_that_parts_is_named(
     mltune: MltuneRun, planted: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:

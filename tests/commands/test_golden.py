@@ -169,6 +169,7 @@ def test_another_thread_count_is_the_environments_doing(check: Check, tmp_path: 
         assert check("--against", "g.json", env=env, rate=0.2)[0] == 1
 
 
+@pytest.mark.long
 def test_another_thread_count_is_the_environments_doing_for_a_recipe_too(
     mltune: Any, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from mltune_cli.bundled import bundled_data
 
 
+@pytest.mark.long
 def test_trl_with_peft_draws_its_adapter_before_the_seed(
     check: Any, programs: str, tmp_path: Path
 ) -> None:
