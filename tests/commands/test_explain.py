@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 MltuneRun = Callable[..., Any]
 
 SHORT = (
