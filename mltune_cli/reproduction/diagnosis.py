@@ -16,7 +16,7 @@ from mltune_cli.reproduction.observations import (
     drawn_before_seed,
     rows_are_the_same,
     seeds,
-    threads,
+    threads_of_cpu,
 )
 from mltune_cli.reproduction.report import Diagnosis, FirstDifference, Localisation
 from mltune_cli.witness.record import WitnessRecord
@@ -377,7 +377,7 @@ def _control_flow(inquiry: _Inquiry) -> Diagnosis | None:
 def _first_use(inquiry: _Inquiry) -> Iterator[str]:
     """Say what is known of differences that do not come again, where it may be the reason."""
     case = inquiry.case
-    several = threads(case.records[0])
+    several = threads_of_cpu(case.records[0])
     if case.difference.stage != "loss" or several == 1 or case.has_parted_again:
         return
     yield (

@@ -41,10 +41,12 @@ def trained_tensors(records: Sequence[WitnessRecord]) -> int:
     return sum(int(record.facts.get("trained", 0)) for record in records if record.step == 0)
 
 
-def threads(records: Sequence[WitnessRecord]) -> int:
-    """Return with how many threads a run computed on a CPU; 1 where that is not known."""
+def threads_of_cpu(records: Sequence[WitnessRecord]) -> int:
+    """Return with how many threads a run computed on a CPU; 1 on a GPU and where not known."""
     settings = _start_fact(records, "settings", {})
-    return int(settings.get("threads", 1)) if isinstance(settings, dict) else 1
+    if not isinstance(settings, dict) or settings.get("device", "cpu") != "cpu":
+        return 1
+    return int(settings.get("threads", 1))
 
 
 def rows_are_the_same(records: Pair, step: int) -> bool | None:

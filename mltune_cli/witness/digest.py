@@ -126,11 +126,13 @@ _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 def _quantised_parts(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-        scale = torch.tensor([tensor.q_scale(), tensor.q_zero_point()])
+        one = (tensor.q_scale(), tensor.q_zero_point())
+        scale = torch.tensor(one, dtype=torch.float64, device=tensor.device)
     else:
-        scale = torch.cat([tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()])
+        each = (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points())
+        scale = torch.cat([part.to(tensor.device, torch.float64) for part in each])
     # Every code is a whole number that a float64 holds.
-    return torch.cat([tensor.int_repr().reshape(-1).double(), scale.double()])
+    return torch.cat([tensor.int_repr().reshape(-1).double(), scale])
 
 
 def mixed_sum(words: torch.Tensor, first_position: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ BEFORE = -1
 _LARGEST_MAP = 1 << 28
 # Above this what reserved memory held is not kept, and a write from outside torch is not noticed.
 _LARGEST_COPY = 1 << 26
+_LARGEST_COPIES = 1 << 30
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Memory:
     """The storages that operations were seen to write."""
 
     _pieces: dict[int, _Piece] = field(default_factory=dict)
+    _copied_bytes: int = 0
 
     def is_there(self, tensor: torch.Tensor) -> None:
         """Note memory whose contents are known from before the first operation."""
@@ -53,7 +55,7 @@ class Memory:
         piece = self._piece(tensor)
         if piece is not None:
             piece.made_by, piece.is_raw, piece.written = record, _byte_count(tensor) > 0, None
-            piece.reserved = _copy_of_bytes(tensor)
+            piece.reserved = self._copy_of_bytes(tensor)
 
     def wrote(self, tensor: torch.Tensor, record: int) -> None:
         """Note that an operation has written a tensor, which may be a part of its storage."""
@@ -100,6 +102,30 @@ class Memory:
         piece.made_by = None
         return False
 
+    def _copy_of_bytes(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Return what a tensor's storage holds, where it holds anything and there is room."""
+        size = _byte_count(tensor)
+        if tensor.is_meta or not 0 < size <= _LARGEST_COPY or not self._has_room(size):
+            return None
+        try:
+            copy = _bytes(tensor).clone()
+        except (RuntimeError, NotImplementedError):  # a fake tensor
+            return None
+        self._copied_bytes += size
+        return copy
+
+    def _has_room(self, size: int) -> bool:
+        """Tell whether another copy may be kept; those of memory that is gone make room for it."""
+        if self._copied_bytes + size <= _LARGEST_COPIES:
+            return True
+        self._copied_bytes = 0
+        for piece in self._pieces.values():
+            if piece.alive.expired():  # type: ignore[no-untyped-call]
+                piece.is_filled()
+            elif piece.reserved is not None:
+                self._copied_bytes += piece.reserved.numel()
+        return self._copied_bytes + size <= _LARGEST_COPIES
+
     def _known(self, tensor: torch.Tensor) -> _Piece | None:
         storage = _storage(tensor)
         return self._pieces.get(storage._cdata) if storage is not None else None
@@ -123,16 +149,6 @@ def _storage(tensor: torch.Tensor) -> torch.UntypedStorage | None:
 
 def _byte_count(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().nbytes()
-
-
-def _copy_of_bytes(tensor: torch.Tensor) -> torch.Tensor | None:
-    """Return what a tensor's storage holds, where it holds anything and not too much."""
-    if tensor.is_meta or not 0 < _byte_count(tensor) <= _LARGEST_COPY:
-        return None
-    try:
-        return _bytes(tensor).clone()
-    except (RuntimeError, NotImplementedError):  # a fake tensor
-        return None
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

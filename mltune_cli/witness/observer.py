@@ -24,6 +24,7 @@ from torch.optim.optimizer import (
 from torch.utils.data import dataloader
 
 from mltune_cli.witness.digest import PendingDigest, resolved
+from mltune_cli.witness.guard import Guard
 from mltune_cli.witness.naming import NamedModel, find_model
 from mltune_cli.witness.record import WitnessRecord, bytes_digest, chained_digest
 from mltune_cli.witness.seeding import SeedWatch
@@ -132,8 +133,7 @@ class Observer:
         on_fault: Callable[[Exception], None] | None = None,
     ) -> None:
         self._folder = folder
-        self._on_fault = on_fault
-        self._is_off = False
+        self._guard = Guard(on_fault, self._give_up)
         self._per_tensor = per_tensor
         self._request = trace
         self._trace: OperationTrace | None = None
@@ -199,7 +199,7 @@ class Observer:
                 tensors = tuple(tensors)  # it may be a generator
             # A gradient edge has no value, only a place in the graph.
             losses = [one for one in tensors if isinstance(one, torch.Tensor)]
-            self._apart(
+            self._guard.do(
                 lambda: self._seen.losses.append(pending_held(dict(enumerate_names(losses))))
             )
             return backward(tensors, *args, **kwargs)
@@ -213,7 +213,7 @@ class Observer:
             except StopIteration:
                 self._seen.forget_evaluation(id(iterator))
                 raise
-            self._apart(
+            self._guard.do(
                 lambda: self._seen.add_batch(id(iterator), value_digest(batch), row_digests(batch))
             )
             return batch
@@ -225,7 +225,7 @@ class Observer:
             if not isinstance(parameters, torch.Tensor):
                 parameters = list(parameters)  # it may be a generator
             tensors = [parameters] if isinstance(parameters, torch.Tensor) else parameters
-            self._apart(
+            self._guard.do(
                 lambda: self._seen.unclipped.append(
                     pending_held(gradients(dict(enumerate_names(tensors))))
                 )
@@ -244,30 +244,18 @@ class Observer:
 
         return watched
 
-    def _apart(self, work: Callable[[], None]) -> None:
-        """Do something of our own: no dispatch mode sees it, and no error of it ends the training.
-
-        Hooks cannot be taken away while torch goes through them: after an error they stay, and do
-        nothing.
-        """
-        if self._is_off:
-            return
-        try:
-            with torch.utils._python_dispatch._disable_current_modes():
-                work()
-        except Exception as error:
-            if self._on_fault is None:
-                raise
-            self._is_off = True
-            self._on_fault(error)
+    def _give_up(self) -> None:
+        if self._trace is not None:
+            self._trace.abandon()
+            self._trace = None
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._request is not None and self._request.step == 0:
             self._end_trace()
         # The first argument is the optimizer itself.
         has_closure = any(map(callable, [*args[1:], *kwargs.values()]))
-        self._apart(lambda: self._note_before(optimizer, has_closure=has_closure))
-        if self._trace is not None and not self._is_off:
+        self._guard.do(lambda: self._note_before(optimizer, has_closure=has_closure))
+        if self._trace is not None and not self._guard.is_off:
             self._trace.sites.note_optimizer(begins=True)
 
     def _note_before(self, optimizer: torch.optim.Optimizer, *, has_closure: bool) -> None:
@@ -312,14 +300,14 @@ class Observer:
         self._write(WitnessRecord(0, digests, source, facts))
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - the signature is given
-        if self._is_off or not self._open_steps:
+        if self._guard.is_off or not self._open_steps:
             return  # watching began in the middle of this step
         if self._trace is not None:
             self._trace.sites.note_optimizer(begins=False)
         if self._request is not None and self._steps + 1 == self._request.step:
             self._end_trace()
         known: list[torch.Tensor] = []
-        self._apart(lambda: known.extend(self._note_after(optimizer)))
+        self._guard.do(lambda: known.extend(self._note_after(optimizer)))
         if self._request is not None and self._steps + 1 == self._request.step:
             self._begin_trace(known)
 

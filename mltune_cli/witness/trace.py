@@ -5,6 +5,7 @@ taken inside the call, where no mode is entered, so they are not traced themselv
 number and leave autograd alone.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any, TextIO
 
 import torch
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_flatten
 
 from mltune_cli.witness.call_sites import CallSite, CallSites
@@ -93,6 +94,7 @@ class OperationTrace(TorchDispatchMode):
         self._count = 0
         # A forked process, such as a loader's worker, inherits the mode, and is no part of it.
         self._pid = os.getpid()
+        self._is_over = False
         self._kept_bytes = 0
         self._waiting: list[tuple[TraceRecord, _Moved]] = []
         self.sites = CallSites()
@@ -117,19 +119,34 @@ class OperationTrace(TorchDispatchMode):
 
     def finish(self) -> None:
         """End the trace, and say in the file that it is whole."""
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        self._random_calls.remove()
-        self.sites.remove()
+        self._leave()
         self._write_waiting()
         self._stream.write(json.dumps({END: self._count}) + "\n")
         self._stream.close()
+
+    def abandon(self) -> None:
+        """End the trace where it is; its file does not say that it is whole."""
+        self._leave()
+        self._waiting = []
+        with contextlib.suppress(OSError):  # a full disk, perhaps
+            self._stream.close()
+
+    def _leave(self) -> None:
+        self._is_over = True
+        # A mode that the script entered meanwhile stands before this one, and is not ours to end.
+        if _get_current_dispatch_mode() is self:
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._random_calls.remove()
+        self.sites.remove()
+        self._memory = Memory()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Record one call; see `TorchDispatchMode`."""
         kwargs = kwargs or {}
-        if operation_names(func)[0] in _SKIPPED_NAMESPACES or os.getpid() != self._pid:
+        is_foreign = self._is_over or os.getpid() != self._pid
+        if is_foreign or operation_names(func)[0] in _SKIPPED_NAMESPACES:
             return func(*args, **kwargs)
         # First of all: what digests compute counts as well in autograd's numbering.
         site = self.sites.here()

@@ -219,16 +219,21 @@ def test_every_cause_has_a_remedy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "stage", "is_named"),
-    [(2, "loss", True), (1, "loss", False), (2, "gradients", False)],
+    ("threads", "device", "stage", "is_named"),
+    [
+        (2, "cpu", "loss", True),
+        (1, "cpu", "loss", False),
+        (2, "cpu", "gradients", False),
+        (2, "NVIDIA H100", "loss", False),
+    ],
 )
 def test_what_does_not_come_again_may_be_the_first_use_of_a_vector_function(
-    threads: int, stage: str, is_named: bool
+    threads: int, device: str, stage: str, is_named: bool
 ) -> None:
+    started = [start(threads=threads, device=device)]
     found = diagnose(
         case(
-            difference=difference(stage, 1), has_parted_again=False,
-            records=([start(threads=threads)], [start(threads=threads)]),
+            difference=difference(stage, 1), has_parted_again=False, records=(started, started)
         ),
         Experiments(""),
     )  # fmt: skip

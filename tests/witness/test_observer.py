@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
@@ -59,48 +60,6 @@ def test_a_difference_shows_in_its_stage(
             train(**given)
     first, second = records(tmp_path / "a")[1], records(tmp_path / "b")[1]
     assert next(key for key in first if first[key] != second[key]) == stage
-
-
-class Unspeakable(torch.utils.data.Dataset[Any]):
-    """Rows that cannot be asked what they hold."""
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> "Unspeakable | None":
-        return self if index else None
-
-    def keys(self) -> list[str]:
-        raise RuntimeError("it has no words")
-
-
-def train_on(rows: torch.utils.data.Dataset[Any] | None) -> float:
-    torch.manual_seed(0)
-    model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(3) if rows is None else DataLoader(rows, collate_fn=lambda several: several[0]):
-        loss = model(torch.ones(4, 3)).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return float(loss.detach())
-
-
-def test_a_fault_of_the_witness_leaves_the_training_alone_where_somebody_is_told(
-    tmp_path: Path,
-) -> None:
-    plain = train_on(None)
-    with pytest.raises(RuntimeError, match="no words"), witness(tmp_path / "raised"):
-        train_on(Unspeakable())
-    told: list[Exception] = []
-    observer = Observer(tmp_path / "told", on_fault=told.append)
-    observer.install()
-    try:
-        assert train_on(Unspeakable()) == plain
-    finally:
-        observer.remove()
-    assert list(map(str, told)) == ["it has no words"]
-    assert [record["step"] for record in records(tmp_path / "told")] == [0, 1]
 
 
 def train_by_closures(optimizer_class: type[torch.optim.Optimizer], rows: torch.Tensor) -> None:
@@ -365,6 +324,26 @@ def test_what_was_drawn_before_the_seed_is_counted(calls: list[str], count: int)
     facts = watch.facts(model.parameters())
     assert facts["drawn_before_seed"] == count
     assert facts["seeds"] == [5] * calls.count("seed")
+
+
+@pytest.mark.parametrize("kind", ["fake", "vmap", "meta"])
+def test_weights_without_values_are_drawn_as_without_the_watch(kind: str) -> None:
+    def draw(rows: torch.Tensor) -> torch.Tensor:
+        return torch.nn.init.normal_(torch.empty_like(rows)) + rows
+
+    watch = SeedWatch()
+    watch.install()
+    try:
+        if kind == "fake":
+            with FakeTensorMode():
+                drawn: list[torch.Tensor] = [*torch.nn.Linear(3, 2).parameters()]
+        elif kind == "vmap":
+            drawn = [torch.vmap(draw, randomness="different")(torch.zeros(2, 3))]
+        else:
+            drawn = [*torch.nn.Linear(3, 2, device="meta").parameters()]
+    finally:
+        watch.remove()
+    assert watch.facts(drawn)["drawn_before_seed"] == 0
 
 
 def test_single_tensors_are_named_on_request(tmp_path: Path) -> None:

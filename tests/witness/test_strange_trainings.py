@@ -117,9 +117,18 @@ COMPLEX = torch.tensor([1 + 2j, 3 - 1j])
         (torch.empty(3, device="meta"), torch.empty(4, device="meta"), "model"),
         (torch.eye(3).to_sparse(), (2 * torch.eye(3)).to_sparse(), "model"),
         (0.5, 0.25, "buffers"),
+        (0.1, 0.1 + 2**-55, "buffers"),
         (1, 2, "buffers"),
     ],
-    ids=["conjugate", "negative", "meta", "sparse", "quantised", "quantised by channel"],
+    ids=[
+        "conjugate",
+        "negative",
+        "meta",
+        "sparse",
+        "quantised",
+        "quantised finely",
+        "quantised by channel",
+    ],
 )
 def test_a_tensor_of_any_kind_is_digested(
     value: Any, other: Any, stage: str, tmp_path: Path

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from mltune_cli.reproduction.report import Localisation
 from mltune_cli.reproduction.trace_comparison import TraceFiles, compare_traces, convicted
+from mltune_cli.witness import memory
+from mltune_cli.witness.memory import Memory
 from mltune_cli.witness.trace import OperationTrace, open_trace
 from mltune_cli.witness.trace_record import TraceRecord, TraceRequest
 
@@ -413,3 +415,21 @@ def test_memory_is_uninitialised_until_each_element_was_written(
     traced(folder, call)
     clones = [r for r in uninitialised_reads(folder) if r.operation == "aten.clone.default"]
     assert bool(clones) == (not bool(written.all()))
+
+
+def test_copies_of_reserved_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_LARGEST_COPIES", 10 * 4096)
+    seen = Memory()
+    alive = []
+    for number in range(30):
+        tensor = torch.empty(1024)
+        seen.allocated(tensor, number)
+        if number % 3 == 0:
+            alive.append(tensor)
+    kept = [piece for piece in seen._pieces.values() if piece.reserved is not None]
+    assert 5 <= len(kept) <= 10
+    # What is alive and has no copy is still known to be raw.
+    assert all(seen.is_uninitialised(tensor) for tensor in alive)
+    torch.full((1024,), 3.0, out=alive[0])
+    seen.wrote(alive[0], 30)
+    assert not seen.is_uninitialised(alive[0])

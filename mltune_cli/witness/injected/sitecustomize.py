@@ -22,7 +22,7 @@ _TRIGGER = "torch"
 # In the order in which they need each other.
 _MODULES = (
     "record", "digest", "stages", "naming", "seeding", "trace_record", "memory", "call_sites",
-    "random_calls", "calls", "trace", "hardware", "surroundings", "observer",
+    "random_calls", "calls", "trace", "hardware", "surroundings", "guard", "observer",
 )  # fmt: skip
 
 
@@ -103,13 +103,22 @@ def _load_witness() -> ModuleType:
 
 
 def _say(folder: str, error: Exception) -> None:
-    """Leave the reason where repro-check looks for it."""
+    """Leave the reason where repro-check looks for it; where it cannot be left, end the process.
+
+    An empty file says enough. Without any, half a training would be taken for a whole one.
+    """
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}\n"
+    path = os.path.join(folder, "trouble.txt")
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, "trouble.txt"), "a", encoding="utf-8") as stream:
-            stream.write(f"{type(error).__name__}: {' '.join(str(error).split())}\n")
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write(reason)
     except OSError:
-        pass
+        if os.path.exists(path):
+            return
+        said = f"mltune: this process is not watched any more, and {path} cannot say so: {reason}"
+        os.write(2, said.encode(errors="replace"))
+        os._exit(1)
 
 
 def _make_conditions() -> dict[str, list[Callable[[ModuleType], None]]]:
