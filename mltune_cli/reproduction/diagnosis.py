@@ -5,11 +5,12 @@ were not the same, or an experiment, in which two runs that part are run again w
 held fixed in both, and agree. Otherwise the answer is `unknown`, with what was seen.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from mltune_cli.errors import NoVerdictError
 from mltune_cli.reproduction.causes import CAUSES
+from mltune_cli.reproduction.experiments import Experiments, PartingChance, TryPair
 from mltune_cli.reproduction.observations import (
     differing_hyperparameters,
     differing_settings,
@@ -33,8 +34,6 @@ _KERNEL_EXPERIMENTS = (
     ("threads=1", "thread-count", "a single thread"),
     ("deterministic", "nondeterministic-operation", "torch.use_deterministic_algorithms(True)"),
 )
-# So many pairs must agree before a condition is blamed for a difference that comes and goes.
-_FICKLE_PAIRS = 4
 _DRAWING = (
     "rand", "shuffle", "choice", "sample", "permutation", "normal", "uniform", "bernoulli",
     "dropout", "multinomial", "exponential", "poisson", "geometric", "cauchy",
@@ -48,9 +47,6 @@ _VARIATION_CAUSES = {
     "kill-and-resume": "resume",
     "threads": "thread-count",
 }
-
-# Runs a pair under conditions that both have; returns where they part, up to a step.
-TryPair = Callable[[Sequence[str], int], FirstDifference | None]
 
 
 @dataclass(frozen=True)
@@ -78,16 +74,16 @@ class Case:
 
 @dataclass
 class _Inquiry:
-    """A case and the evidence gathered so far.
+    """A case, the experiments on it, and the evidence gathered so far.
 
     Attributes:
         is_varied: the runs had other conditions, and without them may agree.
     """
 
     case: Case
-    try_pair: TryPair
-    evidence: list[str] = field(default_factory=list)
-    is_varied: bool = False
+    experiments: Experiments
+    evidence: list[str]
+    is_varied: bool
     _parts_again: bool | None = None
 
     def conclude(self, cause: str, *evidence: str) -> Diagnosis:
@@ -99,36 +95,14 @@ class _Inquiry:
     def parts_again(self) -> bool:
         """Tell whether the runs, run again, part again: else experiments would prove nothing."""
         if self._parts_again is None:
-            self._parts_again = self.case.has_parted_again or not self.agree()
+            self._parts_again = self.case.has_parted_again or not self.experiments.agree_as_before()
         return self._parts_again
 
-    def agree(self, *conditions: str) -> bool:
-        """Tell whether two runs under the same conditions agree up to the differing step."""
-        return self.try_pair(conditions, self.case.difference.step) is None
-
-    def is_cured_by(self, condition: str) -> bool:
-        """Tell whether runs agree under a condition, and part without it afterwards.
-
-        As many pairs must agree as it takes: not all pairs part by chance. And what depends on how
-        many runs there were before would look as if the condition had helped.
-        """
-        if not all(self.agree(condition) for _ in range(self.pairs)):
-            return False
-        return any(not self.agree() for _ in range(self.pairs))
-
-    @property
-    def pairs(self) -> int:
-        """How many pairs must agree before a condition is blamed."""
-        return 1 if self.case.has_parted_again and not self.case.is_fickle else _FICKLE_PAIRS
-
-    @property
-    def said_pairs(self) -> str:
-        """How often runs agreed under a condition, as a part of a sentence."""
-        return (
-            "they agree"
-            if self.pairs == 1
-            else f"they agree, in {self.pairs} of {self.pairs} pairs"
-        )
+    def is_cured_by(self, condition: str, said: str) -> bool:
+        """Tell whether a condition makes the runs agree; what was seen is evidence."""
+        is_cure, seen = self.experiments.cured_by(condition)
+        self.evidence.append(f"with {said} in both runs, {seen}")
+        return is_cure
 
 
 def diagnose(case: Case, try_pair: TryPair) -> Diagnosis:
@@ -138,7 +112,9 @@ def diagnose(case: Case, try_pair: TryPair) -> Diagnosis:
         case: what is known.
         try_pair: runs an experiment.
     """
-    inquiry = _Inquiry(case, try_pair, list(_seen(case)), bool(case.variation))
+    chance = PartingChance(parted=1 + case.has_parted_again, agreed=int(case.is_fickle))
+    experiments = Experiments(try_pair, case.difference.step, chance)
+    inquiry = _Inquiry(case, experiments, list(_seen(case)), bool(case.variation))
     rules = (
         _variation, _settings, _memory, _operation_itself, _what_was_left, _conditions, _seeds,
         _hyperparameters, _random_numbers, _kernels, _data, _control_flow,
@@ -183,7 +159,7 @@ def _variation(inquiry: _Inquiry) -> Diagnosis | None:
     if not varied:
         return None
     step = inquiry.case.difference.step
-    if not inquiry.agree():
+    if not inquiry.experiments.agree():
         inquiry.evidence.append("two runs without the variation part as well")
         inquiry.is_varied = False
         return None
@@ -275,14 +251,13 @@ def _conditions(inquiry: _Inquiry) -> Diagnosis | None:
     if inquiry.is_varied or not inquiry.parts_again():
         return None
     for condition, cause, said in _likeliest_first(inquiry.case):
-        if inquiry.is_cured_by(condition):
+        if inquiry.is_cured_by(condition, said):
             is_start = inquiry.case.difference.step == 0
             if cause == "unseeded-random-numbers" and is_start:
                 is_late = drawn_before_seed(inquiry.case.records[0]) > 0
                 cause = "seed-after-initialisation" if is_late else "unseeded-initialisation"
             _add_call(inquiry)
-            return inquiry.conclude(cause, f"with {said} in both runs, {inquiry.said_pairs}")
-        inquiry.evidence.append(f"with {said} in both runs, they part as before")
+            return inquiry.conclude(cause)
     return None
 
 
@@ -336,9 +311,8 @@ def _kernels(inquiry: _Inquiry) -> Diagnosis | None:
     if not inquiry.parts_again():
         return None
     for condition, cause, said in _KERNEL_EXPERIMENTS:
-        if inquiry.is_cured_by(condition):
-            return inquiry.conclude(cause, f"with {said} in both runs, {inquiry.said_pairs}")
-        inquiry.evidence.append(f"with {said} in both runs, they part as before")
+        if inquiry.is_cured_by(condition, said):
+            return inquiry.conclude(cause)
     return None
 
 

@@ -72,12 +72,6 @@ def test_at_the_start_unseeded_numbers_are_the_initialisation() -> None:
     assert found.cause == "unseeded-initialisation"
 
 
-def test_a_difference_that_comes_and_goes_needs_several_pairs() -> None:
-    experiments = Experiments("clock")
-    assert diagnose(case(is_fickle=True), experiments).cause == "clock"
-    assert sum("clock" in "".join(tried) for tried in experiments.tried) == 4
-
-
 def test_a_condition_is_not_blamed_where_later_pairs_agree_without_it() -> None:
     """What depends on how many runs there were before looks as if any condition had helped."""
 
@@ -86,7 +80,9 @@ def test_a_condition_is_not_blamed_where_later_pairs_agree_without_it() -> None:
             super().__call__(conditions, last_step)
             return None
 
-    assert diagnose(case(), Fading()).cause == "unknown"
+    found = diagnose(case(), Fading())
+    assert found.cause == "unknown"
+    assert "pairs agree, which may be chance: runs part too rarely" in found.evidence[0]
 
 
 def test_runs_that_agree_later_convict_no_condition() -> None:
