@@ -159,11 +159,13 @@ def _variation(inquiry: _Inquiry) -> Diagnosis | None:
     if not varied:
         return None
     step = inquiry.case.difference.step
-    if not inquiry.experiments.agree():
-        inquiry.evidence.append("two runs without the variation part as well")
+    pairs, do_agree = inquiry.experiments.agree_without_exception()
+    if not do_agree:
+        part = "two runs" if pairs == 1 else f"one of {pairs} pairs"
+        inquiry.evidence.append(f"{part} without the variation part as well")
         inquiry.is_varied = False
         return None
-    inquiry.evidence.append(f"two runs without the variation are equal up to step {step}")
+    inquiry.evidence.append(f"{pairs} pairs without the variation are equal up to step {step}")
     names = sorted({_variation_cause(one) for one in varied})
     if len(names) > 1:
         inquiry.evidence.append(f"with {', '.join(varied)} they part; vary one at a time")

@@ -75,6 +75,19 @@ class Experiments:
         self.chance.note(parted=not does_agree, agreed=does_agree)
         return does_agree
 
+    def agree_without_exception(self) -> tuple[int, bool]:
+        """Run pairs under no condition until one parts, or until as many agree as tell.
+
+        Returns:
+            How many were run, and whether all agreed.
+        """
+        needed = self.chance.pairs_that_tell() or _MOST_PAIRS
+        for pairs in range(1, needed + 1):
+            if not self.agree():
+                self.chance.note(parted=1, agreed=pairs - 1)
+                return pairs, False
+        return needed, True
+
     def cured_by(self, condition: str) -> tuple[bool, str]:
         """Tell whether runs agree under a condition and not without it, and what was seen.
 

@@ -64,6 +64,18 @@ def test_a_cure_is_found(cure: str) -> None:
     assert steady.pairs == 1 + CONDITIONS.index(cure) + 4
 
 
+@pytest.mark.parametrize(("parted", "needed"), [(1, 5), (2, 3), (9, 3)])
+def test_all_pairs_agree_or_one_is_an_exception(parted: int, needed: int) -> None:
+    chance = PartingChance(parted, agreed=0)
+    assert Experiments(Coin(0.0, 0), 3, chance).agree_without_exception() == (needed, True)
+    assert chance == PartingChance(parted, 0)
+    fickle = Coin(0.5, 1)
+    pairs, do_agree = Experiments(fickle, 3, chance).agree_without_exception()
+    assert not do_agree
+    assert pairs == fickle.pairs
+    assert chance == PartingChance(parted + 1, pairs - 1)
+
+
 def test_what_parts_too_rarely_is_left_unexplained() -> None:
     coin = Coin(0.0, 0)
     experiments = Experiments(coin, 3, PartingChance(parted=1, agreed=8))
