@@ -9,6 +9,7 @@ from pathlib import Path
 from mltune_cli.errors import NoVerdictError
 from mltune_cli.launching.command_process import CommandProcess
 from mltune_cli.launching.held_signals import held_signals
+from mltune_cli.reproduction.child_streams import certain, is_child, paired
 from mltune_cli.reproduction.conditions.draft import Condition
 from mltune_cli.reproduction.conditions.parsing import parse_condition
 from mltune_cli.reproduction.conditions.prepared import prepared_command
@@ -37,27 +38,34 @@ class CommandLaboratory(CheckedRuns):
 
     def records(self, run: int, process: str) -> list[WitnessRecord]:
         """See `explaining.Laboratory`."""
-        return _read(self.folder / f"run-{run}" / "witness", process)
+        return self._read(self.folder / f"run-{run}" / "witness", process)
 
     def traced(self, run: int, request: TraceRequest, process: str) -> TraceFiles:
         """See `explaining.Laboratory`."""
         conditions = self.variation if run > 1 else ()
         folder = self.explanation.new_trace(run)
         trace = TraceFiles(folder / "witness", process)
-        self._run_until(folder, conditions, {"MLTUNE_TRACE": request.to_json()}, trace.is_whole)
+
+        def is_whole() -> bool:
+            nonlocal trace
+            stem = self._stem(process, trace.folder)
+            trace = TraceFiles(trace.folder, process, stem)
+            return stem is not None and trace.is_whole()
+
+        self._run_until(folder, conditions, {"MLTUNE_TRACE": request.to_json()}, is_whole)
         return trace
 
     def traced_pair(self, runs: tuple[int, int], request: TraceRequest, process: str) -> TracedPair:
         """See `explaining.Laboratory`."""
         first, second = (self.traced(run, request, process) for run in runs)
-        mine, theirs = (_read(trace.folder, process) for trace in (first, second))
+        mine, theirs = (self._read(trace.folder, process) for trace in (first, second))
         earlier = _compared([mine, theirs], process, request.step - 1)
         return TracedPair((first, second), earlier, (mine, theirs))
 
     def try_pair(self, conditions: Sequence[str], last_step: int) -> FirstDifference | None:
         """See `explaining.Laboratory`."""
         made = [parse_condition(text, self.inherited) for text in conditions]
-        first = _all(self.folder / "run-1" / "witness")
+        first = self._all(self.folder / "run-1" / "witness")
         expected = Counter(stream for stream, record in first if record.step <= last_step)
         folders = []
         for _ in range(2):
@@ -65,12 +73,33 @@ class CommandLaboratory(CheckedRuns):
             seen = _Seen(folder / "witness", expected, last_step)
             self._run_until(folder, made, {}, seen.has_come)
             folders.append(folder / "witness")
-        streams = sorted({stream for folder in folders for stream, _ in _all(folder)})
+        streams = sorted({stream for folder in folders for stream, _ in self._all(folder)})
         for stream in streams:
-            difference = _compared([_read(folder, stream) for folder in folders], stream, last_step)
+            runs = [self._read(folder, stream) for folder in folders]
+            difference = _compared(runs, stream, last_step)
             if difference is not None:
                 return difference
         return None
+
+    @property
+    def _streams(self) -> set[str]:
+        """The processes of the first run, from which all others have their names."""
+        return _streams(self.folder / "run-1" / "witness")
+
+    def _stem(self, process: str, folder: Path) -> str | None:
+        """Return the name of a process's files in a run that goes on; None: not certain yet."""
+        if not is_child(process):
+            return process
+        names = certain(self._streams, _streams(folder))
+        return next((own for own, name in names.items() if name == process), None)
+
+    def _all(self, folder: Path) -> list[tuple[str, WitnessRecord]]:
+        found = list(WitnessFiles(folder).new_records())
+        names = paired(self._streams, {stream for stream, _ in found})
+        return [(names.get(stream, stream), record) for stream, record in found]
+
+    def _read(self, folder: Path, process: str) -> list[WitnessRecord]:
+        return [record for stream, record in self._all(folder) if stream == process]
 
     def _run_until(
         self,
@@ -125,27 +154,26 @@ class _Seen:
 
     def __init__(self, folder: Path, expected: Mapping[str, int], last_step: int) -> None:
         self._files = WitnessFiles(folder)
-        self._missing = Counter(expected)
+        self._expected = expected
         self._last_step = last_step
-        self._has_expected = bool(expected)
+        self._counts: Counter[str] = Counter()
         self._has_reached = False
 
     def has_come(self) -> bool:
         for stream, record in self._files.new_records():
             if record.step <= self._last_step:
-                self._missing.subtract((stream,))
+                self._counts[stream] += 1
             self._has_reached |= record.step >= self._last_step
-        if not self._has_expected:
+        if not self._expected:
             return self._has_reached
-        return all(count <= 0 for count in self._missing.values())
+        # While a child is still to come, some expected one has no like.
+        names = paired(self._expected, self._counts)
+        counts = {names.get(stream, stream): count for stream, count in self._counts.items()}
+        return all(counts.get(stream, 0) >= count for stream, count in self._expected.items())
 
 
-def _all(folder: Path) -> list[tuple[str, WitnessRecord]]:
-    return list(WitnessFiles(folder).new_records())
-
-
-def _read(folder: Path, process: str) -> list[WitnessRecord]:
-    return [record for stream, record in _all(folder) if stream == process]
+def _streams(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("*.jsonl")}
 
 
 def _compared(
@@ -160,4 +188,7 @@ def _compared(
             difference = comparison.add(number, process, record)
             if difference is not None:
                 return difference
+        difference = comparison.end(number)
+        if difference is not None:
+            return difference
     return None

@@ -23,8 +23,7 @@ from mltune_cli.reproduction.report import (
     RunStatus,
     Verdict,
 )
-from mltune_cli.reproduction.witness_files import OrderedComparison, WitnessFiles
-from mltune_cli.witness.record import STAGES
+from mltune_cli.reproduction.witness_files import OrderedComparison, WitnessFiles, place_of
 
 # Stands in a command for the run's own folder.
 RUN_FOLDER = "{run}"
@@ -185,6 +184,9 @@ class RepeatedCommands:
                 elif has_ended:
                     self._finish(run, comparison)
                     going_on.remove(run)
+                    difference = comparison.end(run.number - 1)
+                    if difference is not None:
+                        return difference
             time.sleep(_POLL_SECONDS)
         return None
 
@@ -198,7 +200,7 @@ class RepeatedCommands:
         while time.monotonic() < deadline and run.process is not None and run.process.is_running:
             time.sleep(_POLL_SECONDS)
             found += self._differences(run, comparison)
-        return min(found + self._differences(run, comparison), key=_place_of)
+        return min(found + self._differences(run, comparison), key=place_of)
 
     def _differences(self, run: _Run, comparison: OrderedComparison) -> list[FirstDifference]:
         found = []
@@ -213,7 +215,7 @@ class RepeatedCommands:
         """End a run and all it started, at once, and start it again in the same folder."""
         if run.process is not None:
             run.process.stop()
-        difference = self._compare_new(run, comparison)
+        difference = self._compare_new(run, comparison) or comparison.end(run.number - 1)
         if difference is not None:
             return difference
         comparison.begin_again(run.number - 1)
@@ -244,12 +246,6 @@ class RepeatedCommands:
             run.status, run.error = "failed", failure
             raise NoVerdictError(f"run {run.number} failed: {failure}")
         run.status = "finished"
-
-
-def _place_of(difference: FirstDifference) -> tuple[int, int, str]:
-    known = difference.stage in STAGES
-    stage = STAGES.index(difference.stage) if known else len(STAGES)
-    return difference.step, stage, difference.process or ""
 
 
 def _last_lines(run: _Run) -> str:

@@ -50,7 +50,7 @@ class FirstDifference(_Frozen):
         stages: every stage of that step that differs, in the order of computation.
         runs: the two runs, counted from 1.
         values: the digests of `stage` in the two runs.
-        process: of a command that has several: `main`, or `rank-3`.
+        process: of a command that has several: `main`, `rank-3`, or `child-2` as in the first run.
         optimizer: of a command, which may have several.
     """
 

@@ -22,10 +22,16 @@ class TraceFiles:
     Attributes:
         folder: of the witness.
         process: `main`, or `rank-3`.
+        stem: name of the file, where this run has another one for the process.
     """
 
     folder: Path
     process: str
+    stem: str | None = None
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "trace" / f"{self.stem or self.process}.jsonl"
 
     @property
     def values(self) -> Path:
@@ -34,11 +40,10 @@ class TraceFiles:
 
     def is_whole(self) -> bool:
         """Tell whether the trace came to its end."""
-        path = self.folder / "trace" / f"{self.process}.jsonl"
-        if not path.is_file():
+        if not self._file.is_file():
             return False
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - 64))
+        with self._file.open("rb") as stream:
+            stream.seek(max(0, self._file.stat().st_size - 64))
             last = stream.read().splitlines()[-1:]
         return bool(last) and last[0].startswith(f'{{"{END}"'.encode())
 
@@ -48,7 +53,7 @@ class TraceFiles:
         Raises:
             NoVerdictError: there is no trace, or a line of it is no record.
         """
-        path = self.folder / "trace" / f"{self.process}.jsonl"
+        path = self._file
         try:
             with path.open("rb") as stream:
                 for line in stream:

@@ -1,14 +1,15 @@
 """Witness files of a command's processes, read while they are written, and compared in order."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mltune_cli.errors import NoVerdictError
+from mltune_cli.reproduction.child_streams import Arrival, ChildStreams
 from mltune_cli.reproduction.comparison import compare_records
 from mltune_cli.reproduction.report import FirstDifference
 from mltune_cli.reproduction.resumed_stream import ResumedStream
-from mltune_cli.witness.record import WitnessRecord
+from mltune_cli.witness.record import STAGES, WitnessRecord
 
 _TROUBLE = "trouble.txt"
 # Generators that start from noise unless a script seeds them: where they differ from the first
@@ -57,9 +58,15 @@ def _record(path: Path, line: bytes) -> WitnessRecord:
 
 
 class OrderedComparison:
-    """Compares runs record by record, each process of a run with its like in the first run."""
+    """Compares runs record by record, each process of a run with its like in the first run.
+
+    Processes have the names of the first run.
+    """
 
     def __init__(self, run_count: int) -> None:
+        self._children = ChildStreams(run_count)
+        # As they are written.
+        self._streams: list[set[str]] = [set() for _ in range(run_count)]
         self._records: list[dict[str, list[WitnessRecord]]] = [{} for _ in range(run_count)]
         self._unseeded: dict[tuple[int, str], set[str]] = {}
         # Of a run that was killed, the streams that it had written until then.
@@ -80,19 +87,39 @@ class OrderedComparison:
             for stream, records in self._records[run].items()
             if stream not in resumed
         ]
+        last += self._children.held_steps(run)
         return min([*last, *(stream.last_step for stream in resumed.values())], default=0)
 
     def begin_again(self, run: int) -> None:
         """Take note that a run was killed: what comes now is from its second start.
 
-        The first run must have come to its end.
+        The first run must have come to its end, and `end` must have been called for this one.
         """
-        self._killed[run] = frozenset(self._records[run])
+        self._killed[run] = frozenset(self._streams[run])
+        self._children.begin_again(run)
         self._resumed[run] = {}
 
     def add(self, run: int, stream: str, record: WitnessRecord) -> FirstDifference | None:
-        """Take the next record of a process of run `run` (from 0); return what differs."""
-        if run in self._killed and stream not in self._killed[run]:
+        """Take the next record of a process of run `run` (from 0); return what differs.
+
+        Of a child of `multiprocessing` it may be told later, when it is certain which child of the
+        first run is its like.
+        """
+        self._streams[run].add(stream)
+        if run in self._killed:
+            stream = _resumed_name(stream, self._killed[run])
+        return self._first_of(self._children.take(run, stream, record))
+
+    def end(self, run: int) -> FirstDifference | None:
+        """Take note that a run, or its first start, is at its end; return what differs now."""
+        return self._first_of(self._children.end(run))
+
+    def _first_of(self, arrivals: Iterable[Arrival]) -> FirstDifference | None:
+        found = [self._add(*arrival) for arrival in arrivals]
+        return min((one for one in found if one is not None), key=place_of, default=None)
+
+    def _add(self, run: int, stream: str, record: WitnessRecord) -> FirstDifference | None:
+        if run in self._killed:
             return self._add_resumed(run, stream, record)
         records = self._records[run].setdefault(stream, [])
         records.append(record)
@@ -112,8 +139,7 @@ class OrderedComparison:
             self.compared_steps = max(self.compared_steps, record.step)
         return None
 
-    def _add_resumed(self, run: int, stream: str, record: WitnessRecord) -> FirstDifference | None:
-        name = _resumed_name(stream, self._killed[run])
+    def _add_resumed(self, run: int, name: str, record: WitnessRecord) -> FirstDifference | None:
         reference = self._records[0].get(name, [])
         if name not in self._resumed[run]:
             killed = self._records[run].get(name, [])
@@ -145,7 +171,14 @@ class OrderedComparison:
         return records[place] if place < len(records) else None
 
     def missing(self) -> FirstDifference | None:
-        """Return the first record that one finished run has and another lacks."""
+        """Return the first record that one run has and another lacks, or what else differs now.
+
+        All runs are at their ends.
+        """
+        for run in range(len(self._records)):
+            difference = self.end(run)
+            if difference is not None:
+                return difference
         first = self._records[0]
         for other, records in enumerate(self._records[1:], start=1):
             for stream in sorted(first.keys() | records.keys()):
@@ -166,6 +199,13 @@ class OrderedComparison:
                         process=stream,
                     )
         return None
+
+
+def place_of(difference: FirstDifference) -> tuple[int, int, str]:
+    """Return what differences are ordered by: the earlier one is what the other came of."""
+    known = difference.stage in STAGES
+    stage = STAGES.index(difference.stage) if known else len(STAGES)
+    return difference.step, stage, difference.process or ""
 
 
 def _resumed_name(stream: str, killed: frozenset[str]) -> str:

@@ -9,8 +9,8 @@ drawn.
 import functools
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 from weakref import WeakKeyDictionary
@@ -23,10 +23,10 @@ from torch.optim.optimizer import (
 )
 from torch.utils.data import dataloader
 
-from mltune_cli.witness.digest import PendingDigest, resolved
 from mltune_cli.witness.guard import Guard
 from mltune_cli.witness.naming import NamedModel, find_model
-from mltune_cli.witness.record import WitnessRecord, bytes_digest, chained_digest
+from mltune_cli.witness.open_step import OpenStep, Seen, gradients, is_inside_its_step
+from mltune_cli.witness.record import WitnessRecord, bytes_digest
 from mltune_cli.witness.seeding import SeedWatch
 from mltune_cli.witness.stages import (
     enumerate_names,
@@ -43,72 +43,6 @@ from mltune_cli.witness.stages import (
 from mltune_cli.witness.surroundings import surroundings
 from mltune_cli.witness.trace import OperationTrace, open_trace
 from mltune_cli.witness.trace_record import TraceRequest
-
-
-@dataclass
-class _Seen:
-    """What was seen since the last step.
-
-    Attributes:
-        batches: each with its iterator, and one digest for each row.
-        unclipped: of the gradients, each time they were clipped.
-        losses_before: how many losses there were before an iterator's first batch.
-    """
-
-    batches: list[tuple[int, str, list[str]]] = field(default_factory=list)
-    losses_before: dict[int, int] = field(default_factory=dict)
-    losses: list[PendingDigest] = field(default_factory=list)
-    unclipped: list[PendingDigest] = field(default_factory=list)
-
-    def add_batch(self, iterator: int, digest: str, rows: list[str]) -> None:
-        """Note a batch that a loader's iterator gave."""
-        self.losses_before.setdefault(iterator, len(self.losses))
-        self.batches.append((iterator, digest, rows))
-
-    def forget_evaluation(self, iterator: int) -> None:
-        """Drop the batches of an iterator that ended without a loss: none was trained on."""
-        if self.losses_before.pop(iterator, -1) == len(self.losses):
-            self.batches = [batch for batch in self.batches if batch[0] != iterator]
-
-
-@dataclass
-class _OpenStep:
-    """A step between the optimizer's beginning and its end.
-
-    Attributes:
-        digests: that are known.
-        pending: digests on their way from the device, by stage; read once, at the end.
-        chained: stages that are one digest of several.
-        has_closure: whether losses and gradients come while the optimizer steps.
-    """
-
-    digests: dict[str, str]
-    facts: dict[str, Any]
-    pending: dict[str, list[PendingDigest]] = field(default_factory=dict)
-    chained: set[str] = field(default_factory=set)
-    has_closure: bool = False
-
-    def add(self, seen: _Seen, gradients: Mapping[str, torch.Tensor]) -> None:
-        """Add what was seen of a batch, its losses and its gradients."""
-        self.chained = {"loss", "gradients"} if seen.unclipped else {"loss"}
-        if seen.batches:
-            self.digests["batch"] = chained_digest(digest for _, digest, _ in seen.batches)
-            self.facts["rows"] = [row for _, _, rows in seen.batches for row in rows]
-        if seen.losses:
-            self.pending["loss"] = seen.losses
-        if seen.unclipped:
-            self.pending["gradients"] = seen.unclipped
-        now = "clipped_gradients" if seen.unclipped else "gradients"
-        self.pending[now] = [pending_held(gradients)]
-
-    def resolve(self) -> dict[str, str]:
-        """Return all digests; waits for the device."""
-        values = iter(resolved([one for several in self.pending.values() for one in several]))
-        digests = dict(self.digests)
-        for stage, several in self.pending.items():
-            found = [next(values) for _ in several]
-            digests[stage] = chained_digest(found) if stage in self.chained else found[0]
-        return digests
 
 
 class Observer:
@@ -143,8 +77,8 @@ class Observer:
         self._optimizers = 0
         self._pid = os.getpid()
         self._steps = 0
-        self._seen = _Seen()
-        self._open_steps: list[_OpenStep] = []
+        self._seen = Seen()
+        self._open_steps: list[OpenStep] = []
         self._seeds = SeedWatch()
         self._undo: list[Callable[[], None]] = []
 
@@ -173,7 +107,7 @@ class Observer:
         for undo in reversed(self._undo):
             undo()
         self._undo = []
-        self._seen = _Seen()
+        self._seen = Seen()
 
     def remove(self) -> None:
         """Stop watching, and close the file."""
@@ -254,6 +188,10 @@ class Observer:
             self._end_trace()
         # The first argument is the optimizer itself.
         has_closure = any(map(callable, [*args[1:], *kwargs.values()]))
+        if is_inside_its_step(optimizer, sys._getframe(1)):
+            if self._open_steps:
+                self._open_steps[-1].has_closure |= has_closure
+            return
         self._guard.do(lambda: self._note_before(optimizer, has_closure=has_closure))
         if self._trace is not None and not self._guard.is_off:
             self._trace.sites.note_optimizer(begins=True)
@@ -264,7 +202,7 @@ class Observer:
         names = self._models[optimizer].names
         parameters = dict(optimizer_parameters(optimizer, names))
         settings_now = hyperparameters(optimizer)
-        step = _OpenStep(
+        step = OpenStep(
             {**random_states(), "hyperparameters": bytes_digest(settings_now.encode())},
             {"hyperparameters": settings_now},
             has_closure=has_closure,
@@ -273,8 +211,8 @@ class Observer:
             self._note_seen(step, parameters)
         self._open_steps.append(step)
 
-    def _note_seen(self, step: _OpenStep, parameters: Mapping[str, torch.Tensor]) -> None:
-        seen, self._seen = self._seen, _Seen()
+    def _note_seen(self, step: OpenStep, parameters: Mapping[str, torch.Tensor]) -> None:
+        seen, self._seen = self._seen, Seen()
         step.add(seen, gradients(parameters))
         if self._per_tensor:
             step.facts["tensors"] = {"gradients": _each(gradients(parameters))}
@@ -302,6 +240,8 @@ class Observer:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - the signature is given
         if self._guard.is_off or not self._open_steps:
             return  # watching began in the middle of this step
+        if is_inside_its_step(optimizer, sys._getframe(1)):
+            return
         if self._trace is not None:
             self._trace.sites.note_optimizer(begins=False)
         if self._request is not None and self._steps + 1 == self._request.step:
@@ -354,11 +294,6 @@ class Observer:
         # One write for each line, so that a kill leaves whole lines.
         self._stream.write(record.to_json() + "\n")
         self._stream.flush()
-
-
-def gradients(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the gradients that parameters have."""
-    return {name: p.grad for name, p in parameters.items() if p.grad is not None}
 
 
 def _each(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """What a witness digests of a training loop that it does not know."""
 
-import functools
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -71,6 +70,9 @@ def _plain(value: Any) -> str:
 
 
 _MOST_ROWS = 64
+_MOST_ROUNDS = 64
+_MOST_HOLDERS = 10_000
+_DEEPEST = 100_000
 _PLAIN = (bool, int, float, str, bytes, tuple, list, type(None))
 
 
@@ -118,30 +120,110 @@ def _readable(read: Callable[[], Any]) -> Any:
         return "set by fp32_precision"
 
 
-def value_digest(value: Any, _inside: tuple[int, ...] = ()) -> str:
-    """Return the digest of a batch: tensors, arrays, numbers and text in any nesting."""
+def value_digest(value: Any) -> str:
+    """Return the digest of a batch: tensors, arrays, numbers and text in any nesting.
+
+    Equal values have equal digests, whether they hold one object twice or two that are equal. Each
+    object is digested once, however many ways lead to it.
+
+    Raises:
+        RecursionError: it goes on and on, as what makes its parts when it is asked for them may.
+    """
+    root = _part(value)
+    if isinstance(root, str):
+        return root
+    nodes = _nodes_of(root)
+    holders: dict[int, list[int]] = {}
+    waiting = {
+        node: {part for part in parts if isinstance(part, int)} for node, parts in nodes.items()
+    }
+    for node, inner in waiting.items():
+        for part in inner:
+            holders.setdefault(part, []).append(node)
+    # Parts come before what holds them; what holds itself at some remove is never ready.
+    digests: dict[int, str] = {}
+    ready = [node for node, inner in waiting.items() if not inner]
+    while ready:
+        node = ready.pop()
+        digests[node] = _digest_of(nodes[node], digests)
+        for holder in holders.get(node, ()):
+            waiting[holder].discard(node)
+            if not waiting[holder]:
+                ready.append(holder)
+    return digests.get(id(root)) or _digest_of_circles(id(root), nodes, digests)
+
+
+# The parts of an object: digests and names as they are, other objects by their ids.
+_Parts = list[str | int]
+
+
+def _digest_of(parts: _Parts, digests: Mapping[int, str]) -> str:
+    return chained_digest(digests[part] if isinstance(part, int) else part for part in parts)
+
+
+def _digest_of_circles(root: int, nodes: Mapping[int, _Parts], known: Mapping[int, str]) -> str:
+    """Return the digest of an object that leads to itself, or to another one that does.
+
+    Round by round, each such object gets the digest of what its parts had in the round before,
+    until no more of them can be told apart.
+    """
+    left = [node for node in nodes if node not in known]
+    digests = dict.fromkeys(left, "")
+    for _ in range(_MOST_ROUNDS):
+        before = {**known, **digests}
+        kinds = len(set(digests.values()))
+        digests = {node: _digest_of(nodes[node], before) for node in left}
+        if len(set(digests.values())) == kinds:
+            break
+    # All of them: what is far from the root may not have come to it by then.
+    return chained_digest([digests[root], *sorted(set(digests.values()))])
+
+
+def _nodes_of(root: Any) -> dict[int, _Parts]:
+    nodes: dict[int, _Parts] = {}
+    alive = []  # so that no id is given twice
+    stack = [(root, 0)]
+    while stack:
+        value, depth = stack.pop()
+        if id(value) in nodes:
+            continue
+        if depth > _DEEPEST:
+            raise RecursionError(f"a batch is nested more than {_DEEPEST} deep")
+        parts = list(_parts(value))
+        alive.append((value, parts))
+        nodes[id(value)] = [part if isinstance(part, str) else id(part) for part in parts]
+        stack += [(part, depth + 1) for part in parts if not isinstance(part, str)]
+    return nodes
+
+
+def _part(value: Any) -> Any:
+    """Return the digest of what has no parts, anything else as it is."""
     if isinstance(value, torch.Tensor):
         return held_digest({"": value})
-    if id(value) in _inside:  # it holds itself
-        return bytes_digest(f"the one {len(_inside) - _inside.index(id(value))} above".encode())
-    inner = functools.partial(value_digest, _inside=(*_inside, id(value)))
-    if isinstance(value, Mapping) or hasattr(value, "keys"):
-        return chained_digest(
-            part for key in sorted(value.keys(), key=str)
-            for part in (str(key), inner(value[key]))
-        )  # fmt: skip
-    if isinstance(value, list | tuple):
-        return chained_digest(map(inner, value))
+    if isinstance(value, Mapping | list | tuple) or hasattr(value, "keys"):
+        return value
     if hasattr(value, "tobytes") and hasattr(value, "dtype"):
-        kind = f"{value.dtype}{value.shape}"
         if getattr(value.dtype, "hasobject", False):  # whose bytes are addresses
-            return chained_digest([kind, inner(value.tolist())])
-        return bytes_digest(kind.encode() + value.tobytes())
+            return value
+        return bytes_digest(f"{value.dtype}{value.shape}".encode() + value.tobytes())
     if hasattr(value, "__dict__") and not callable(value):
+        return value
+    return bytes_digest(_plain(value).encode())
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Yield what an object is digested by, in order."""
+    if isinstance(value, Mapping) or hasattr(value, "keys"):
+        for key in sorted(value.keys(), key=str):
+            yield from (str(key), _part(value[key]))
+    elif isinstance(value, list | tuple):
+        yield from map(_part, value)
+    elif hasattr(value, "tobytes") and hasattr(value, "dtype"):
+        yield from (f"{value.dtype}{value.shape}", _part(value.tolist()))
+    else:
         # Of what else an object carries (when it was made, say) nothing may be trained on.
         held = {name: one for name, one in vars(value).items() if _may_hold_tensors(one)}
-        return inner(held)
-    return bytes_digest(_plain(value).encode())
+        yield from _parts(held)
 
 
 def _may_hold_tensors(value: Any) -> bool:
@@ -155,7 +237,7 @@ def row_digests(batch: Any) -> list[str]:
     Rows are what tensors of one length hold at one place. Of whole numbers, what repeats at either
     end is left out: padding depends on the longest row of the batch.
     """
-    tensors = list(_tensors_in(batch))
+    tensors = [tensor.detach().cpu() for tensor in _tensors_in(batch)]
     lengths = {tensor.shape[0] for tensor in tensors if tensor.dim()}
     if len(lengths) != 1 or not all(tensor.dim() for tensor in tensors):
         return []
@@ -163,15 +245,22 @@ def row_digests(batch: Any) -> list[str]:
     return [chained_digest(_trimmed(tensor[row]) for tensor in tensors) for row in range(count)]
 
 
-def _tensors_in(batch: Any) -> Iterator[torch.Tensor]:
-    if isinstance(batch, torch.Tensor):
-        yield batch.detach().cpu()
-    elif isinstance(batch, Mapping) or hasattr(batch, "keys"):
-        for key in sorted(batch.keys(), key=str):
-            yield from _tensors_in(batch[key])
-    elif isinstance(batch, list | tuple):
-        for item in batch:
-            yield from _tensors_in(item)
+def _tensors_in(batch: Any) -> list[torch.Tensor]:
+    """Return the tensors of a batch in order; none where too many ways lead through it."""
+    found = []
+    stack = [batch]
+    for _ in range(_MOST_HOLDERS):
+        while stack and isinstance(stack[-1], torch.Tensor):
+            found.append(stack.pop())
+        if not stack:
+            return found
+        value = stack.pop()
+        if isinstance(value, Mapping) or hasattr(value, "keys"):
+            keys = sorted(value.keys(), key=str)
+            stack += [value[key] for key in reversed(keys)]
+        elif isinstance(value, list | tuple):
+            stack += [one for one in reversed(value) if _may_hold_tensors(one)]
+    return []
 
 
 def _trimmed(row: torch.Tensor) -> str:

@@ -83,6 +83,17 @@ def test_a_lost_step_and_a_lost_process_are_found(
             assert (found.stage, found.process) == ("missing", stream)
 
 
+def test_a_child_that_has_another_number_now_is_the_same_child() -> None:
+    was, now, other = (
+        entry({name: [{"step": 0, "source": "A", "parameters": digest}]})
+        for name, digest in (("child-5", "a"), ("child-1", "a"), ("child-1", "b"))
+    )
+    assert first_difference(was, now) is None
+    found = first_difference(was, other)
+    assert found is not None
+    assert (found.process, found.stage) == ("child-5", "parameters")
+
+
 def test_a_class_is_replaced_and_the_others_stay() -> None:
     first = Golden(entries=[]).with_entry(entry({"main": []}, "a")).with_entry(entry({}, "b"))
     second = first.with_entry(entry({"main": [{"step": 0}]}, "a"))

@@ -1,5 +1,6 @@
 """The witness of a training loop that somebody else wrote, inside one process."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mltune_cli.witness.hf import WitnessCallback
 from mltune_cli.witness.observer import Observer
 from mltune_cli.witness.record import WitnessRecord
 from mltune_cli.witness.seeding import SeedWatch
-from mltune_cli.witness.stages import hyperparameters, value_digest
+from mltune_cli.witness.stages import held_digest, hyperparameters, value_digest
 from mltune_cli.witness.trace_record import TraceRequest
 
 
@@ -94,6 +95,68 @@ def test_losses_and_gradients_of_a_closure_belong_to_its_step(
     assert first[:3] == second[:3]
     for stage in ("batch", "loss", "gradients", "clipped_gradients", "parameters"):
         assert first[3][stage] != second[3][stage], stage
+
+
+class Twice(torch.optim.SGD):
+    """Calls its parent's step, which torch's hooks see as well."""
+
+    fails = False
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        if self.fails:
+            raise RuntimeError("out of memory")
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.mul_(0.5)
+        return loss
+
+
+class Hidden(Twice):
+    """Has a closure of its own."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        own, self.closure = getattr(self, "closure", None), None
+        return super().step(own or closure)
+
+
+def test_a_step_that_calls_its_parents_step_is_one_step(tmp_path: Path) -> None:
+    torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)  # torch hooks both classes
+    rows = torch.arange(24.0).view(8, 3) / 24
+    with witness(tmp_path):
+        train_by_closures(Twice, rows)
+        model = torch.nn.Linear(3, 2)
+        optimizer = Hidden(model.parameters(), lr=0.1)
+        for _ in range(3):
+            model(rows).mean().backward()
+            optimizer.fails = not optimizer.fails
+            with contextlib.suppress(RuntimeError):
+                optimizer.step()
+    found = records(tmp_path)
+    assert [record["step"] for record in found] == [0, 1, 2, 3, 4, 0, 5]
+    assert [record["source"] for record in found] == ["Twice 1"] * 5 + ["Hidden 2"] * 2
+    assert all("loss" in record and "gradients" in record for record in found if record["step"])
+    # It is the state at the end of the whole step.
+    held = {f"0.{n} {name}": p for n, (name, p) in enumerate(model.named_parameters())}
+    assert found[-1]["parameters"] == held_digest(held)
+
+
+def test_what_a_step_computes_in_its_parents_step_is_its_own(tmp_path: Path) -> None:
+    torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    model = torch.nn.Linear(3, 2)
+    optimizer = Hidden(model.parameters(), lr=0.1)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 3)).mean()
+        loss.backward()
+        return loss
+
+    with witness(tmp_path):
+        for _ in range(2):
+            optimizer.closure = closure
+            optimizer.step()
+    assert ["loss" in record for record in records(tmp_path)] == [False, True, True]
 
 
 @pytest.mark.filterwarnings("ignore")

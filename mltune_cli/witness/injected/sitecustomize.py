@@ -22,7 +22,8 @@ _TRIGGER = "torch"
 # In the order in which they need each other.
 _MODULES = (
     "record", "digest", "stages", "naming", "seeding", "trace_record", "memory", "call_sites",
-    "random_calls", "calls", "trace", "hardware", "surroundings", "guard", "observer",
+    "random_calls", "calls", "trace", "hardware", "surroundings", "guard", "open_step",
+    "observer",
 )  # fmt: skip
 
 
