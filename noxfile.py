@@ -31,21 +31,26 @@ def lock_blocks(lock: str) -> dict[str, str]:
     return {re.split(r"[=\[ ]", block, maxsplit=1)[0]: block for block in blocks}
 
 
-def install_lock(session: nox.Session, lock: str) -> None:
+# Writing bytecode is half of installing the lock. Where little is imported, that little is compiled
+# as it is read; elsewhere every process might do so again (PYTHONDONTWRITEBYTECODE).
+UNCOMPILED = "--no-compile"
+
+
+def install_lock(session: nox.Session, lock: str, *flags: str) -> None:
     """Install a lock with its hashes.
 
     The CPU build of torch comes from an index of its own or from a wheel folder. Where pip knows
     of none, torch comes in the ordinary build, without a hash, and the rest from the lock.
     """
     if _has_cpu_torch(session):
-        session.install("--require-hashes", "-r", lock)
+        session.install(*flags, "--require-hashes", "-r", lock)
         return
     session.warn(f"no CPU build of {TORCH} to be had here: taking the ordinary build, unhashed")
-    session.install(TORCH)
+    session.install(*flags, TORCH)
     with tempfile.TemporaryDirectory() as folder:
         rest = Path(folder) / lock
         rest.write_text("".join(b for name, b in lock_blocks(lock).items() if name != "torch"))
-        session.install("--require-hashes", "--no-deps", "-r", str(rest))
+        session.install(*flags, "--require-hashes", "--no-deps", "-r", str(rest))
 
 
 def _has_cpu_torch(session: nox.Session) -> bool:
@@ -56,9 +61,9 @@ def _has_cpu_torch(session: nox.Session) -> bool:
     return "No matching distribution" not in str(probe)
 
 
-def install_project(session: nox.Session, lock: str = DEV_LOCK) -> None:
-    """Install a lock, then the project's wheel."""
-    install_lock(session, lock)
+def install_project(session: nox.Session, *flags: str) -> None:
+    """Install the development lock, then the project's wheel."""
+    install_lock(session, DEV_LOCK, *flags)
     session.install("--no-deps", "--no-build-isolation", "--force-reinstall", "--no-cache-dir", ".")
 
 
@@ -97,7 +102,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types, strictly."""
-    install_lock(session, DEV_LOCK)
+    install_lock(session, DEV_LOCK, UNCOMPILED)
     session.run("mypy", *session.posargs)
 
 
@@ -116,7 +121,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def workflows(session: nox.Session) -> None:
     """Check the GitHub workflows and the action, and those that `mltune init` writes."""
-    install_project(session)
+    install_project(session, UNCOMPILED)
     project = Path(session.create_tmp()).resolve() / "project"
     shutil.rmtree(project, ignore_errors=True)
     session.run("mltune", "init", str(project), silent=True)

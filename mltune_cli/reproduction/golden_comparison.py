@@ -11,9 +11,11 @@ from mltune_cli.reproduction.report import (
     GoldenComparison,
     ReproductionReport,
 )
-from mltune_cli.reproduction.witness_files import OrderedComparison
+from mltune_cli.reproduction.witness_files import OrderedComparison, without_stages
 
 _MOST_CHANGES = 12
+# The witness did not have it from the start: a golden that was recorded before has none of it.
+_LATE_STAGE = "buffers"
 
 
 def held_against(
@@ -54,6 +56,12 @@ def held_against(
             verdict, reason = "no_verdict", sentence
     elif golden.environment_class != current.environment_class:
         notes.append(f"{source} has no golden for this environment, yet every digest equals one's")
+    held = next((e for e in entries if e.environment_class == golden.environment_class), None)
+    if held is not None and _left_out(held, current):
+        notes.append(
+            f"{source} has no digests of buffers (running statistics), which were not always "
+            "taken: they are left out of the comparison until it is recorded anew"
+        )
     return report.model_copy(
         update={"verdict": verdict, "reason": reason, "notes": notes, "golden": golden}
     )
@@ -103,16 +111,27 @@ def _about(entry: GoldenEntry, source: str, record_command: str, **found: Any) -
 
 
 def first_difference(golden: GoldenEntry, current: GoldenEntry) -> FirstDifference | None:
-    """Return where two trainings part, or None where all that they digested is equal."""
+    """Return where two trainings part, or None where all that both of them digest is equal."""
     comparison = OrderedComparison(2)
+    left_out = _left_out(golden, current)
     for number, entry in enumerate((golden, current)):
         for name, stream in entry.witness().items():
             for record in stream:
-                found = comparison.add(number, name, record)
+                found = comparison.add(number, name, without_stages(record, left_out))
                 if found is not None:
                     return _named(found, golden)
     missing = comparison.missing()
     return None if missing is None else _named(missing, golden)
+
+
+def _left_out(golden: GoldenEntry, current: GoldenEntry) -> tuple[str, ...]:
+    """Return the stages that a golden knows nothing of, in any step of any process."""
+
+    def has_late_stage(entry: GoldenEntry) -> bool:
+        return any(_LATE_STAGE in record for stream in entry.records.values() for record in stream)
+
+    is_unknown = has_late_stage(current) and not has_late_stage(golden)
+    return (_LATE_STAGE,) if is_unknown else ()
 
 
 def _named(found: FirstDifference, golden: GoldenEntry) -> FirstDifference:

@@ -8,8 +8,21 @@ from pathlib import Path, PurePosixPath
 
 from mltune_cli.command_secrets import without_secrets
 
-# Within a word, such as the text that `sh -c` takes; not the slashes of an address.
-_PATH_IN_TEXT = re.compile(r"(?<![^\s=:,;'\"(@<>])/(?!/)[^\s:,;'\"()&|<>]*")
+# Within a word, such as the text that `sh -c` takes. A slash begins a path after one of these; not
+# after a colon where it is one of the two of an address, nor within 1/2 or a relative path.
+_AFTER = r"(?<![^\s=,;'\"`(\[{|&!@<>])"
+_AFTER_COLON_TOO = r"(?<![^\s=:,;'\"`(\[{|&!@<>])"
+# Brackets belong to a path in pairs, as in `/data/{run}/rows`: one alone is around it.
+_IN_PATH = r"(?:[^\s:,;'\"`()\[\]{}|&<>]|\[[^\s\[\]/]*\]|\{[^\s{}/]*\})"
+_PATH_IN_TEXT = re.compile(
+    rf"(?:{_AFTER_COLON_TOO}(?=/(?!/))"
+    rf"|{_AFTER}(?=//+[^\s/]+/)"
+    # An address without a host, or of a file, is a path: what is dropped is what is before it.
+    r"|(?<=[A-Za-z]:)//(?=/)|(?<=\bfile:)//[\w.-]+(?=/)"
+    # Of a flag with its value attached, such as -I/usr/include; -a/b may be a fraction.
+    rf"|{_AFTER}(?P<flag>-[A-Za-z])(?=/+[^\s/]+/))"
+    rf"(?P<path>/{_IN_PATH}*)"
+)
 
 
 def kept_command(words: Sequence[str], folder: Path) -> str:
@@ -40,10 +53,13 @@ def _placed(word: str, folder: Path) -> str:
         return _short(word, folder)
     if equals and value.startswith("/") and ":" not in value:
         return f"{name}={_short(value, folder)}"
-    return _PATH_IN_TEXT.sub(lambda found: _short(found[0], folder), word)
+    return _PATH_IN_TEXT.sub(
+        lambda found: (found["flag"] or "") + _short(found["path"], folder), word
+    )
 
 
 def _short(path: str, folder: Path) -> str:
+    path = "/" + path.lstrip("/")  # two slashes at the beginning would be another root
     # Both as it is spelled and as it is: the working directory is known without its links.
     for spelled in (os.path.normpath(path), os.path.realpath(path)):
         if folder.name and Path(spelled).is_relative_to(folder):

@@ -1,7 +1,7 @@
 """Witness files of a command's processes, read while they are written, and compared in order."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from mltune_cli.errors import NoVerdictError
@@ -131,9 +131,8 @@ class OrderedComparison:
             if reference is None or candidate is None:
                 continue
             ignored = self._ignored(reference, candidate, (other, stream))
-            difference = _difference(
-                _without(reference, ignored), _without(candidate, ignored), stream, other
-            )
+            pair = (without_stages(reference, ignored), without_stages(candidate, ignored))
+            difference = _difference(*pair, stream, other)
             if difference is not None:
                 return difference
             self.compared_steps = max(self.compared_steps, record.step)
@@ -219,7 +218,8 @@ def _resumed_name(stream: str, killed: frozenset[str]) -> str:
     return stem if place <= 1 else f"{stem}.{place}"
 
 
-def _without(record: WitnessRecord, stages: set[str]) -> WitnessRecord:
+def without_stages(record: WitnessRecord, stages: Collection[str]) -> WitnessRecord:
+    """Return a record that has none of some stages."""
     kept = {name: value for name, value in record.digests.items() if name not in stages}
     return WitnessRecord(record.step, kept, record.source)
 

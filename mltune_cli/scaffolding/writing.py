@@ -125,10 +125,13 @@ def _write(
     shown = folder
     try:
         for one in planned:
-            if one.action != "unchanged":
-                shown = folder / one.file.path
-                _make_folder(one.place.parent, undo)
-                drafts.append((one, _write_draft(one, undo)))
+            if one.action == "unchanged":
+                # An `init` that was killed may have moved a draft, and not taken its name away.
+                _quietly(_draft_of(one.place).unlink)
+                continue
+            shown = folder / one.file.path
+            _make_folder(one.place.parent, undo)
+            drafts.append((one, _write_draft(one, undo)))
         for one, draft in drafts:
             shown = folder / one.file.path
             if one.action == "written":
@@ -148,9 +151,13 @@ def _written(one: PlannedFile, backup: Path | None) -> WrittenFile:
     return WrittenFile(one.file.path, one.action, one.file.reason, one.added_lines, name)
 
 
+def _draft_of(place: Path) -> Path:
+    return place.with_name(f".{place.name}{_DRAFT_SUFFIX}")
+
+
 def _write_draft(one: PlannedFile, undo: ExitStack) -> Path:
     """Write a file's bytes beside its place, safe from a power failure, too."""
-    draft = one.place.with_name(f".{one.place.name}{_DRAFT_SUFFIX}")
+    draft = _draft_of(one.place)
     draft.unlink(missing_ok=True)  # of an `init` that was killed
     mode = _EXECUTABLE_MODE if one.file.is_executable else _MODE
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

@@ -165,8 +165,31 @@ def test_another_thread_count_is_the_environments_doing(check: Check, tmp_path: 
     assert check("--record", "g.json", env=two)[0] == 0
     assert len(json.loads((tmp_path / "g.json").read_text())["entries"]) == 2
     for env in (None, two):
-        assert check("--against", "g.json", env=env)[1]["golden"]["verdict"] == "reproduced"
+        again = check("--against", "g.json", "--runs", "1", env=env)
+        assert again[1]["golden"]["verdict"] == "reproduced"
         assert check("--against", "g.json", env=env, rate=0.2)[0] == 1
+
+
+def test_a_golden_of_before_buffers_were_digested_blames_nobody(
+    check: Check, tmp_path: Path
+) -> None:
+    norm = {"after_seed": "model.append(torch.nn.BatchNorm1d(1024))"}
+    path = tmp_path / "g.json"
+    assert check("--record", "g.json", **norm)[0] == 0
+    golden = json.loads(path.read_text())
+    records = [r for s in golden["entries"][0]["records"].values() for r in s]
+    assert sum("buffers" in record for record in records) == 4
+    for record in records:
+        record.pop("buffers", None)
+    path.write_text(json.dumps(golden))
+    code, report, output = check("--against", "g.json", "--runs", "1", **norm)
+    assert code == 0, output
+    assert report["golden"]["verdict"] == "reproduced"
+    assert [note for note in report["notes"] if "no digests of buffers" in note]
+    code, report, output = check("--against", "g.json", rate=0.2, **norm)
+    assert code == 1, output
+    assert report["golden"]["first_difference"]["stage"] == "hyperparameters"
+    assert "buffers" not in report["golden"]["first_difference"]["stages"]
 
 
 @pytest.mark.long

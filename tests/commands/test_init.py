@@ -2,11 +2,9 @@
 
 import os
 import re
-import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -385,31 +383,3 @@ def test_rights_follow_the_umask_and_the_file_that_was_there(
         ("train.py.before-mltune", 0o600), (".gitignore", 0o640),
     ):  # fmt: skip
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode, name
-
-
-def test_a_kill_leaves_whole_files_and_another_time_goes_on(
-    mltune_command: Path, tmp_path: Path
-) -> None:
-    whole = tmp_path / "whole" / "project"
-    started = time.monotonic()
-    subprocess.run([mltune_command, "init", whole], check=True, capture_output=True)
-    takes = time.monotonic() - started
-    expected = files_below(whole)
-    seen = 0
-    for number in range(12):
-        folder = tmp_path / f"killed-{number}" / "project"
-        process = subprocess.Popen(
-            [mltune_command, "init", folder], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(takes * (0.3 + number * 0.06))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        for name, content in files_below(folder).items() if folder.exists() else ():
-            if name in expected:
-                seen += 1
-                assert content == expected[name]
-            else:
-                assert name.endswith(".mltune-part")
-        subprocess.run([mltune_command, "init", folder], check=True, capture_output=True)
-        assert files_below(folder) == expected
-    assert seen
