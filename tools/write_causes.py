@@ -29,11 +29,13 @@ def page() -> str:
     from mltune_cli.reproduction.causes import CAUSES
 
     faults = _neighbour("catalogue").FAULTS
+    gpu_faults = _neighbour("gpu_catalogue").FAULTS
     parts = [_OPENING]
     for row in _neighbour("rows").ROWS:
         numbers = (row.number, None)
         own = [one for one in faults if one.script in row.faults and one.row in numbers]
-        parts.append(_section(row, own, CAUSES))
+        on_gpu = [one for one in gpu_faults if one.row == row.number]
+        parts.append(_section(row, own, on_gpu, CAUSES))
     parts.append(_unknown(CAUSES))
     return "\n".join(parts)
 
@@ -47,16 +49,20 @@ def _neighbour(name: str) -> ModuleType:
     return module
 
 
-def _section(row: Any, faults: list[Any], causes: dict[str, Any]) -> str:
+def _section(row: Any, faults: list[Any], on_gpu: list[Any], causes: dict[str, Any]) -> str:
     title = f"{row.number}. {row.title}" if row.number else row.title
     lines = [f"## {title}", "", row.symptom, ""]
     if row.unplanted:
         return "\n".join([*lines, f"Not planted: {row.unplanted}.", ""])
     lines += ["How to find it:", ""]
     lines += [f"- `{command}`" for command in dict.fromkeys(map(_command, faults))]
+    on_gpu_commands = dict.fromkeys(
+        f"mltune repro-check{_varied(f)} -- python train.py" for f in on_gpu
+    )
+    lines += [f"- `{command}`, on a machine with a GPU" for command in on_gpu_commands]
     if row.hint:
         lines.append(f"- {row.hint}")
-    elif not faults:
+    elif not (faults or on_gpu):
         lines.append("- `mltune repro-check -- python train.py`, on a machine with a GPU")
     lines += ["", "What is printed:", ""]
     for name in row.names:
@@ -68,6 +74,8 @@ def _section(row: Any, faults: list[Any], causes: dict[str, Any]) -> str:
         step = "any step" if fault.step is None else f"step {fault.step}"
         where = f"{step}, {' or '.join(fault.stages)}"
         lines.append(f"- [{fault.script}]({path}) ({fault.framework}): {where}")
+    for fault in on_gpu:
+        lines.append(f"- [{fault.script}](../tests/faults/scripts/{fault.script}.py), on a GPU")
     for test in row.tests:
         file, _, name = test.partition("::")
         lines.append(f"- [{file}](../{file}): `{name}`")
@@ -81,8 +89,11 @@ def _command(fault: Any) -> str:
     }.get(fault.framework, "python train.py")
     if "{run}" in fault.arguments:
         program += " {run}"
-    varied = "".join(f" --vary {_quoted(one)}" for one in fault.vary)
-    return f"mltune repro-check{varied} -- {program}".replace("{made}", "other")
+    return f"mltune repro-check{_varied(fault)} -- {program}".replace("{made}", "other")
+
+
+def _varied(fault: Any) -> str:
+    return "".join(f" --vary {_quoted(one)}" for one in fault.vary)
 
 
 def _quoted(condition: str) -> str:

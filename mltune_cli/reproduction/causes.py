@@ -65,7 +65,9 @@ _ALL = (
     Cause(
         "cold-cache",
         "a cache holds something else than what would be computed now",
-        "key the cache by the content that it was computed from, or start without it",
+        "key the cache by the content that it was computed from, or start without it; what a "
+        "compiler found to be fastest and keeps there, pin: torch._inductor.config.deterministic = "
+        "True, a single triton.Config",
     ),
     Cause(
         "loader-workers",
@@ -132,6 +134,11 @@ _ALL = (
         "nondeterministic-operation",
         "an operation gives several results from the same inputs",
         "call torch.use_deterministic_algorithms(True), or replace the operation",
+    ),
+    Cause(
+        "kernel-search",
+        "each process looks for the fastest kernel, and may take another one",
+        "set torch.backends.cudnn.benchmark = False",
     ),
     Cause(
         "uninitialised-memory",

@@ -16,6 +16,7 @@ from mltune_cli.reproduction.observations import (
     differing_settings,
     drawn_before_seed,
     rows_are_the_same,
+    searches_for_kernels,
     seeds,
     threads_of_cpu,
 )
@@ -116,8 +117,8 @@ def diagnose(case: Case, try_pair: TryPair) -> Diagnosis:
     experiments = Experiments(try_pair, case.difference.step, chance)
     inquiry = _Inquiry(case, experiments, list(_seen(case)), bool(case.variation))
     rules = (
-        _variation, _settings, _memory, _operation_itself, _what_was_left, _conditions, _seeds,
-        _hyperparameters, _random_numbers, _kernels, _data, _control_flow,
+        _variation, _settings, _memory, _kernel_search, _operation_itself, _what_was_left,
+        _conditions, _seeds, _hyperparameters, _random_numbers, _kernels, _data, _control_flow,
     )  # fmt: skip
     try:
         for rule in rules:
@@ -223,6 +224,26 @@ def _memory(inquiry: _Inquiry) -> Diagnosis | None:
             "is not any more",
         )
     return None
+
+
+def _kernel_search(inquiry: _Inquiry) -> Diagnosis | None:
+    """See whether convolutions agree where nobody looks for the fastest one.
+
+    Within a process the search is over after the first time: executed again, they come out alike.
+    Strict mode does not end it; it leaves some kernels out.
+    """
+    where = inquiry.case.localisation
+    is_suspect = (
+        where is not None
+        and where.differs == "output"
+        and not where.is_convicted
+        and "convolution" in where.operation
+        and searches_for_kernels(inquiry.case.records)
+    )
+    if not is_suspect or inquiry.is_varied or not inquiry.parts_again():
+        return None
+    is_cured = inquiry.is_cured_by("no-kernel-search", "torch.backends.cudnn.benchmark off")
+    return inquiry.conclude("kernel-search") if is_cured else None
 
 
 def _operation_itself(inquiry: _Inquiry) -> Diagnosis | None:

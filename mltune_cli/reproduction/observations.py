@@ -49,6 +49,15 @@ def threads_of_cpu(records: Sequence[WitnessRecord]) -> int:
     return int(settings.get("threads", 1))
 
 
+def searches_for_kernels(records: Pair) -> bool:
+    """Tell whether both runs were on a GPU and let cuDNN look for the fastest convolution."""
+    settings = [_start_fact(run, "settings", {}) for run in records]
+    return all(
+        isinstance(one, dict) and one.get("device") != "cpu" and one.get("cudnn benchmark") is True
+        for one in settings
+    )
+
+
 def rows_are_the_same(records: Pair, step: int) -> bool | None:
     """Tell whether the second run saw the first run's rows in another order, up to a step.
 

@@ -37,6 +37,7 @@ class ResumedStream:
         self._other = other
         self._ignored = ignored
         self._starts: list[int] | None = None
+        self._no_start: FirstDifference | None = None
         self._taken = 0
 
     @property
@@ -48,7 +49,11 @@ class ResumedStream:
         """Take the next record; return what differs, whichever state it started from."""
         if self._starts is None:
             self._starts = self._possible_starts(record)
-            return None if self._starts else self._no_start(record)
+            if self._starts:
+                return None
+            self._no_start = self._unknown_start(record)
+        if self._no_start is not None:
+            return self._no_start
         self._taken = max(self._taken, record.step)
         found = [(start, self._difference_from(start, record)) for start in self._starts]
         left = [start for start, difference in found if difference is None]
@@ -74,7 +79,7 @@ class ResumedStream:
                 starts.add(start)
         return sorted(starts, reverse=True)
 
-    def _no_start(self, record: WitnessRecord) -> FirstDifference:
+    def _unknown_start(self, record: WitnessRecord) -> FirstDifference:
         states = [
             r for r in self._reference
             if r.source == record.source and r.step <= self._killed_step
@@ -132,6 +137,8 @@ class ResumedStream:
 
     def missing(self) -> FirstDifference | None:
         """Return the first step that the ended process did not take and the first run did."""
+        if self._no_start is not None:
+            return self._no_start
         last = max(self._by_step, default=0)
         if self._starts and any(start + self._taken == last for start in self._starts):
             return None

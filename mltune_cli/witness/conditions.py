@@ -30,7 +30,8 @@ def install(text: str) -> AfterImport:
     Args:
         text: a JSON object. `directory_order`: sorted, reversed or shuffled; `clock_shift_seconds`;
             `clock_frozen_at`, seconds since 1970; `loader_workers`; `hold_at_step`, the optimizer
-            step after which the process waits to be killed; `seeds`; `deterministic`.
+            step after which the process waits to be killed; `seeds`; `deterministic`;
+            `no_kernel_search`.
 
     Raises:
         ValueError: the text is no such object.
@@ -50,6 +51,8 @@ def install(text: str) -> AfterImport:
             later[name].append(call)
     if wanted.get("deterministic"):
         later["torch"].append(lambda torch: torch.use_deterministic_algorithms(True))
+    if wanted.get("no_kernel_search"):
+        later["torch"].append(_stop_kernel_search)
     if "loader_workers" in wanted:
         workers = int(wanted["loader_workers"])
         later["torch"].append(lambda torch: _replace_loader_workers(torch, workers))
@@ -60,6 +63,18 @@ def install(text: str) -> AfterImport:
 
 
 # Seeds -------------------------------------------------------------------------------------------
+
+
+def _stop_kernel_search(torch: Any) -> None:
+    """Keep `torch.backends.cudnn.benchmark` False, whatever the script sets it to."""
+
+    def ignore(value: bool) -> None:
+        pass
+
+    torch._C._set_cudnn_benchmark(False)
+    torch._C._set_cudnn_benchmark = ignore
+    kind = type(torch.backends.cudnn)
+    kind.benchmark = torch.backends.ContextProp(torch._C._get_cudnn_benchmark, ignore)
 
 
 def _seeded(seed: int) -> dict[str, Callable[[ModuleType], None]]:

@@ -50,6 +50,7 @@ def job() -> TrainingJob:
         ("cold-cache", "cold-cache", ""),
         ("seeds=0", "seeds", "0"),
         ("deterministic", "deterministic", ""),
+        ("no-kernel-search", "no-kernel-search", ""),
     ],
 )
 def test_a_condition_is_read(text: str, name: str, value: str) -> None:
@@ -334,6 +335,16 @@ def test_torch_is_told_even_where_somebody_only_looked_for_it(tmp_path: Path) ->
     )
     assert python(code, tmp_path, "deterministic") == "True"
     assert python(code, tmp_path) == "False"
+
+
+def test_a_search_for_kernels_stays_off_whatever_the_script_says(tmp_path: Path) -> None:
+    code = (
+        "import torch\nfrom torch.backends import cudnn\ncudnn.benchmark = True\n"
+        "with cudnn.flags(enabled=True, benchmark=True):\n"
+        "    print(cudnn.benchmark, torch._C._get_cudnn_benchmark())"
+    )
+    assert python(code, tmp_path, "no-kernel-search") == "False False"
+    assert python(code, tmp_path) == "True True"
 
 
 def test_loaders_get_workers_with_settings_that_fit(tmp_path: Path) -> None:

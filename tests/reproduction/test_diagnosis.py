@@ -180,6 +180,30 @@ def test_other_settings_are_named(name: str, cause: str) -> None:
     assert found.evidence == [f"{name} was a in one run and b in the other"]
 
 
+CONVOLUTION = place(operation="aten.convolution.default")
+
+
+@pytest.mark.parametrize(
+    ("where", "device", "is_searching", "cause"),
+    [
+        (CONVOLUTION, "GPU", True, "kernel-search"),
+        (CONVOLUTION, "GPU", False, "nondeterministic-operation"),
+        (CONVOLUTION, "cpu", True, "nondeterministic-operation"),
+        (place(), "GPU", True, "nondeterministic-operation"),
+        (place(operation="aten.convolution.default", is_convicted=True), "GPU", True,
+         "nondeterministic-operation"),
+    ],
+)  # fmt: skip
+def test_a_search_for_kernels_is_the_cause_where_runs_agree_without_it(
+    where: Localisation, device: str, *, is_searching: bool, cause: str
+) -> None:
+    records = [start(device=device, **{"cudnn benchmark": is_searching})]
+    seen = case(localisation=where, records=(records, records))
+    assert diagnose(seen, Experiments("no-kernel-search")).cause == cause
+    # Where runs part without a search too, it is the operation.
+    assert diagnose(seen, Experiments()).cause == "nondeterministic-operation"
+
+
 @pytest.mark.parametrize(
     ("rows", "cause"),
     [

@@ -45,6 +45,13 @@ def test_a_state_that_was_never_there_is_a_difference() -> None:
     assert difference.values == ("p3", "other")
 
 
+def test_what_is_read_after_the_difference_shows_the_same_one() -> None:
+    """A process writes several steps before anybody looks."""
+    stream = ResumedStream(WHOLE, 3, "main", 1, set())
+    found = [stream.add(one) for one in (record(0, "other"), record(1, "x"), record(2, "y"))]
+    assert {(one.step, one.stage) for one in [*found, stream.missing()]} == {(3, "resume")}
+
+
 def test_a_state_from_after_the_kill_is_a_difference() -> None:
     assert resumed(record(0, "p4")).stage == "resume"
 

@@ -215,6 +215,8 @@ _ALL = (
          _asks_hook("seeds", int), None, is_listed=False),
     Kind("deterministic", "", "torch's deterministic algorithms", values.nothing,
          _apply_deterministic, "", is_listed=False),
+    Kind("no-kernel-search", "", "torch.backends.cudnn.benchmark stays off", values.nothing,
+         lambda draft, _: draft.ask_hook("no_kernel_search", True), "", is_listed=False),
 )  # fmt: skip
 KINDS = {kind.name: kind for kind in _ALL}
 ENVIRONMENT_PREFIX = "env."

@@ -1,4 +1,4 @@
-"""cuDNN looks for the fastest convolution and takes it, whichever that is today."""
+"""cuDNN looks for the fastest convolution for every size of image, whichever that is today."""
 
 import torch
 
@@ -9,8 +9,8 @@ model = torch.nn.Sequential(
     torch.nn.ConvTranspose2d(64, 16, 4, stride=2),
 ).cuda()  # fmt: skip
 optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-rows = torch.randn(16, 32, 61, 61, device="cuda")
-for _ in range(3):
+for size in range(29, 93, 4):
+    rows = torch.randn(16, 32, size, size, device="cuda")
     loss = model(rows).square().mean()
     optimizer.zero_grad()
     loss.backward()

@@ -1,14 +1,14 @@
-"""Gradients of an embedding-like sum, added up with atomic additions."""
+"""Sums of weights by group, added up with atomic additions."""
 
 import torch
 
 torch.manual_seed(1)
-table = torch.randn(64, 256, device="cuda", requires_grad=True)
-optimizer = torch.optim.SGD([table], lr=1e-6)
-places = torch.randint(0, 64, (200_000,), device="cuda")
+weights = torch.randn(1_000_000, device="cuda", requires_grad=True)
+optimizer = torch.optim.SGD([weights], lr=1e-3)
+places = torch.randint(0, 50, (1_000_000,), device="cuda")
 for _ in range(4):
-    sums = torch.zeros(64, 256, device="cuda").index_add_(0, places, table[places].sin())
-    loss = sums.square().mean()
+    sums = torch.zeros(50, device="cuda").index_add_(0, places, weights.sigmoid())
+    loss = sums.square().mean() / 1e8
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
