@@ -65,8 +65,9 @@ _ALL = (
     Cause(
         "cold-cache",
         "a cache holds something else than what would be computed now",
-        "key the cache by the content that it was computed from, or start without it; what a "
-        "compiler found to be fastest and keeps there, pin: torch._inductor.config.deterministic = "
+        "key the cache by the content that it was computed from, or start without it; where it "
+        "holds what a compiler found to be fastest, keep it with the run, or leave no choice: "
+        "torch.use_deterministic_algorithms(True) with torch._inductor.config.deterministic = "
         "True, a single triton.Config",
     ),
     Cause(
@@ -138,7 +139,7 @@ _ALL = (
     Cause(
         "kernel-search",
         "each process looks for the fastest kernel, and may take another one",
-        "set torch.backends.cudnn.benchmark = False",
+        "set torch.backends.cudnn.benchmark = False; strict mode alone goes on looking",
     ),
     Cause(
         "uninitialised-memory",

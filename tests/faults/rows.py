@@ -104,10 +104,11 @@ ROWS = (
     Row(19, "TF32", "One kind of GPU, or one setting, rounds the inputs of products, another does "
         "not.", ("environment-variable", "argument", "precision-setting")),
     Row(20, "cuDNN's search for the fastest kernel",
-        "A process may choose another convolution than the one before it.",
+        "A process may choose another convolution than the one before it, in strict mode too.",
         ("kernel-search",)),
     Row(21, "Inductor's search for the fastest kernel",
-        "Runs agree as long as they share a cache, and part when it is empty.",
+        "Runs agree as long as they share a cache, and part when it is empty. Inductor's "
+        "`deterministic` mode alone did not end that (an H100, torch 2.11).",
         ("cold-cache",)),
     Row(22, "Triton's search for the fastest configuration",
         "Each cold start may choose another one.",

@@ -42,10 +42,11 @@ _STRICT = "torch.use_deterministic_algorithms(True)\n"
         ("gpu_attention_backward", "torch.manual_seed", f"{_STRICT}torch.manual_seed", ()),
         ("gpu_scatter_add", "torch.manual_seed", f"{_STRICT}torch.manual_seed", ()),
         ("gpu_convolutions", "benchmark = True", "benchmark = False", ()),
-        ("gpu_compiled", _IMPORT, f"{_IMPORT}torch._inductor.config.deterministic = True\n",
-         ("cold-cache",)),
+        ("gpu_compiled", _IMPORT,
+         f"{_IMPORT}torch._inductor.config.deterministic = True\n{_STRICT}", ("cold-cache",)),
         ("gpu_triton", "(64, 128, 256, 512, 1024)", "(256,)", ("cold-cache",)),
     ],
+    ids=lambda value: value if str(value).startswith("gpu_") else "",
 )  # fmt: skip
 def test_with_the_remedy_it_is_reproducible(
     script: str, before: str, after: str, vary: tuple[str, ...], check: Any, programs: str,
