@@ -46,7 +46,7 @@ _STRICT = "torch.use_deterministic_algorithms(True)\n"
          f"{_IMPORT}torch._inductor.config.deterministic = True\n{_STRICT}", ("cold-cache",)),
         ("gpu_triton", "(64, 128, 256, 512, 1024)", "(256,)", ("cold-cache",)),
     ],
-    ids=lambda value: value if str(value).startswith("gpu_") else "",
+    ids=("attention", "scatter", "convolutions", "compiled", "triton"),
 )  # fmt: skip
 def test_with_the_remedy_it_is_reproducible(
     script: str, before: str, after: str, vary: tuple[str, ...], check: Any, programs: str,
