@@ -62,7 +62,7 @@ def install(text: str) -> AfterImport:
     return {name: calls for name, calls in later.items() if calls}
 
 
-# Seeds -------------------------------------------------------------------------------------------
+# Kernels -----------------------------------------------------------------------------------------
 
 
 def _stop_kernel_search(torch: Any) -> None:
@@ -77,11 +77,15 @@ def _stop_kernel_search(torch: Any) -> None:
     kind.benchmark = torch.backends.ContextProp(torch._C._get_cudnn_benchmark, ignore)
 
 
+# Seeds -------------------------------------------------------------------------------------------
+
+
 def _seeded(seed: int) -> dict[str, Callable[[ModuleType], None]]:
     """Seed every generator, also those that a script makes for itself and leaves unseeded.
 
     Such a one asks the system for noise: `random.Random()`, `numpy.random.default_rng()`,
-    `torch.seed()`. The noise comes from one generator here, in the order of asking.
+    `torch.seed()`, `torch.Generator().seed()`. The noise comes from one generator here, in the
+    order of asking.
     """
     import random
 
@@ -108,8 +112,31 @@ def _seeded(seed: int) -> dict[str, Callable[[ModuleType], None]]:
 
         for module in (torch, torch.random):
             _replace(module, "seed", seed_again)
+        torch.Generator = _generator_class(torch.Generator, lambda: noise(63))
 
     return {"numpy": seed_numpy, "torch": seed_torch}
+
+
+def _generator_class(real: Any, noise: Callable[[], int]) -> Any:
+    """Return a class of generators whose `seed` takes what `noise` gives.
+
+    The real class cannot be changed. What it makes elsewhere, such as torch's default generator,
+    passes for one of these.
+    """
+
+    class Kind(type(real)):  # type: ignore[misc]
+        def __instancecheck__(cls, value: object) -> bool:
+            return isinstance(value, real)
+
+        def __subclasscheck__(cls, other: type) -> bool:
+            return issubclass(other, real)
+
+    class Generator(real, metaclass=Kind):  # type: ignore[misc]
+        def seed(self) -> int:
+            return int(self.manual_seed(noise()).initial_seed())
+
+    Generator.__module__ = "torch"
+    return Generator
 
 
 class _Replacement:

@@ -319,6 +319,7 @@ print(years)
         "numpy.random.RandomState().rand()",
         "torch.seed()",
         "torch.random.seed() and torch.rand(1)",
+        "(own := torch.Generator()).seed() and torch.rand(1, generator=own)",
     ],
 )
 def test_seeds_reach_every_generator(draw: str, tmp_path: Path) -> None:
