@@ -86,9 +86,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def long(session: nox.Session) -> None:
-    """Run the randomised tests with their full counts."""
+    """Run the randomised tests with their full counts, and all training that must repeat."""
     install_project(session)
-    session.run("pytest", "-m", "long", *session.posargs)
+    session.run(
+        "pytest", "-m", "long or clean", "-n", "2", "--dist", "worksteal", *session.posargs
+    )  # fmt: skip
 
 
 @nox.session

@@ -56,7 +56,7 @@ def flows(folders: dict[str, Path]) -> list[Path]:
         path for folder in folders.values()
         for path in sorted((folder / ".github" / "workflows").glob("*.yml"))
     ]  # fmt: skip
-    assert len(found) == 4
+    assert len(found) == 5
     return found
 
 
@@ -175,7 +175,7 @@ def test_every_job_has_least_rights_and_an_end(flows: list[Path]) -> None:
                 if "upload-artifact" in step.get("uses", ""):
                     assert step["if"] == "always()"
                     assert step["with"]["retention-days"] > 0
-    assert jobs == 10
+    assert jobs == 11
 
 
 def test_both_smoke_workflows_keep_the_promises(folders: dict[str, Path]) -> None:

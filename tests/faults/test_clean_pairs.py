@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.clean
 SCRIPTS = Path(__file__).parent / "scripts"
 
 # Arguments of `clean_loop.py`; the marked ones belong to the short set.
