@@ -35,6 +35,7 @@ _KERNEL_EXPERIMENTS = (
     ("threads=1", "thread-count", "a single thread"),
     ("deterministic", "nondeterministic-operation", "torch.use_deterministic_algorithms(True)"),
 )
+_SEARCH_EXPERIMENT = ("no-kernel-search", "kernel-search", "torch.backends.cudnn.benchmark off")
 _DRAWING = (
     "rand", "shuffle", "choice", "sample", "permutation", "normal", "uniform", "bernoulli",
     "dropout", "multinomial", "exponential", "poisson", "geometric", "cauchy",
@@ -242,8 +243,8 @@ def _kernel_search(inquiry: _Inquiry) -> Diagnosis | None:
     )
     if not is_suspect or inquiry.is_varied or not inquiry.parts_again():
         return None
-    is_cured = inquiry.is_cured_by("no-kernel-search", "torch.backends.cudnn.benchmark off")
-    return inquiry.conclude("kernel-search") if is_cured else None
+    condition, cause, said = _SEARCH_EXPERIMENT
+    return inquiry.conclude(cause) if inquiry.is_cured_by(condition, said) else None
 
 
 def _operation_itself(inquiry: _Inquiry) -> Diagnosis | None:
@@ -333,7 +334,8 @@ def _kernels(inquiry: _Inquiry) -> Diagnosis | None:
         return None
     if not inquiry.parts_again():
         return None
-    for condition, cause, said in _KERNEL_EXPERIMENTS:
+    search = [_SEARCH_EXPERIMENT] if searches_for_kernels(case.records) else []
+    for condition, cause, said in (*search, *_KERNEL_EXPERIMENTS):
         if inquiry.is_cured_by(condition, said):
             return inquiry.conclude(cause)
     return None

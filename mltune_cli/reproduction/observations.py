@@ -53,7 +53,7 @@ def searches_for_kernels(records: Pair) -> bool:
     """Tell whether both runs were on a GPU and let cuDNN look for the fastest convolution."""
     settings = [_start_fact(run, "settings", {}) for run in records]
     return all(
-        isinstance(one, dict) and one.get("device") != "cpu" and one.get("cudnn benchmark") is True
+        isinstance(one, dict) and one.get("device", "cpu") != "cpu" and one.get("cudnn benchmark") is True
         for one in settings
     )
 

@@ -200,6 +200,10 @@ def test_a_search_for_kernels_is_the_cause_where_runs_agree_without_it(
     records = [start(device=device, **{"cudnn benchmark": is_searching})]
     seen = case(localisation=where, records=(records, records))
     assert diagnose(seen, Experiments("no-kernel-search")).cause == cause
+    # Where the trace shows nothing, since it had another search, pairs of runs do.
+    unseen = case(records=(records, records))
+    is_search = device == "GPU" and is_searching
+    assert (diagnose(unseen, Experiments("no-kernel-search")).cause == "kernel-search") is is_search
     # Where runs part without a search too, it is the operation.
     assert diagnose(seen, Experiments()).cause == "nondeterministic-operation"
 
