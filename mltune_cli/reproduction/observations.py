@@ -51,11 +51,13 @@ def threads_of_cpu(records: Sequence[WitnessRecord]) -> int:
 
 def searches_for_kernels(records: Pair) -> bool:
     """Tell whether both runs were on a GPU and let cuDNN look for the fastest convolution."""
-    settings = [_start_fact(run, "settings", {}) for run in records]
-    return all(
-        isinstance(one, dict) and one.get("device", "cpu") != "cpu" and one.get("cudnn benchmark") is True
-        for one in settings
-    )
+    for run in records:
+        settings = _start_fact(run, "settings", {})
+        if not isinstance(settings, dict) or settings.get("device", "cpu") == "cpu":
+            return False
+        if settings.get("cudnn benchmark") is not True:
+            return False
+    return True
 
 
 def rows_are_the_same(records: Pair, step: int) -> bool | None:
