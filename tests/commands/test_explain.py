@@ -73,7 +73,7 @@ def test_the_tensor_that_parts_is_named(
     )
     result = mltune(
         "repro-check", "--json", *SHORT, cwd=tmp_path,
-        env=planted(BEFORE_STEP.format(step=2, fault=fault)),
+        env=planted(BEFORE_STEP.format(step=2, fault=fault)), timeout=600,
     )  # fmt: skip
     report = report_of(result)
     difference = report["first_difference"]
