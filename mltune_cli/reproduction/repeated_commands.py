@@ -30,6 +30,9 @@ RUN_FOLDER = "{run}"
 _POLL_SECONDS = 0.1
 # Processes of a run report a step within this time of each other.
 _OTHERS_SECONDS = 2.0
+# Processes that do not wait for each other are killed after this time, wherever they are. Who is
+# there first waits longer (see `witness.conditions`).
+_LATE_SECONDS = 60.0
 
 
 @dataclass
@@ -37,17 +40,40 @@ class _Run:
     """One of the compared runs, while it goes on.
 
     Attributes:
-        reached: the last step that a process of it has shown.
+        first: the run with which it is compared; None for that one itself.
+        steps: the last step that each process of it has shown.
+        due_since: when the first process came to the step after which all are to be killed.
     """
 
     number: int
     folder: Path
     files: WitnessFiles
     prepared: PreparedCommand
-    reached: int = 0
+    first: "_Run | None" = None
+    steps: dict[str, int] = field(default_factory=dict)
+    due_since: float | None = None
     process: CommandProcess | None = None
     status: RunStatus = "stopped"
     error: str | None = None
+
+    @property
+    def reached(self) -> int:
+        """The last step that a process of it has shown."""
+        return max(self.steps.values(), default=0)
+
+    def is_to_be_killed(self, *, has_ended: bool) -> bool:
+        """Tell whether as many processes as in the first run are at the step to be killed at."""
+        step = self.prepared.kill_at
+        if step is None or self.reached < step:
+            return False
+        if self.due_since is None:
+            self.due_since = time.monotonic()
+        expected = 1 if self.first is None else self.first._processes_at(step)
+        is_late = time.monotonic() - self.due_since > _LATE_SECONDS
+        return has_ended or is_late or self._processes_at(step) >= expected
+
+    def _processes_at(self, step: int) -> int:
+        return sum(reached >= step for reached in self.steps.values())
 
 
 @dataclass
@@ -85,6 +111,8 @@ class RepeatedCommands:
             UsageError: the command cannot be run, or not with the conditions.
         """
         runs = [self._run(number) for number in range(1, self.run_count + 1)]
+        for run in runs[1:]:
+            run.first = runs[0]
         require_others(runs[-1].prepared.unchanged, self.conditions)
         if self.in_parallel and any(run.prepared.kill_at is not None for run in runs):
             raise UsageError(
@@ -176,8 +204,7 @@ class RepeatedCommands:
                 difference = self._compare_new(run, comparison)
                 if difference is not None:
                     return difference
-                kill_at = run.prepared.kill_at
-                if kill_at is not None and run.reached >= kill_at:
+                if run.is_to_be_killed(has_ended=has_ended):
                     difference = self._kill_and_restart(run, comparison)
                     if difference is not None:
                         return difference
@@ -205,7 +232,7 @@ class RepeatedCommands:
     def _differences(self, run: _Run, comparison: OrderedComparison) -> list[FirstDifference]:
         found = []
         for stream, record in run.files.new_records():
-            run.reached = max(run.reached, record.step)
+            run.steps[stream] = max(run.steps.get(stream, 0), record.step)
             difference = comparison.add(run.number - 1, stream, record)
             if difference is not None:
                 found.append(difference)

@@ -279,6 +279,9 @@ def test_each_rank_of_a_launcher_is_killed_and_resumed(check: Check) -> None:
     code, report, output = check("--vary", "kill-and-resume", script=resuming(), launcher=torchrun)
     assert (code, report["compared_steps"]) == (0, 6), output
     forgetful = resuming(GENERATOR="if os.environ['RANK'] == '0': " + WHOLE["GENERATOR"])
+    # The one that forgets comes later to the step at which both are to be killed.
+    late = "if os.environ['RANK'] == '1': __import__('time').sleep(5)\n"
+    forgetful = forgetful.replace("done = 0\n", f"done = 0\n{late}", 1)
     code, report, output = check("--vary", "kill-and-resume", script=forgetful, launcher=torchrun)
     assert code == 1, output
     assert report["first_difference"]["process"] == "rank-1"
