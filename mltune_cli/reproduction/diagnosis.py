@@ -204,7 +204,8 @@ def _settings(inquiry: _Inquiry) -> Diagnosis | None:
             "tf32": "precision-setting",
             "default dtype": "precision-setting",
         }.get(name, "environment")
-        if is_computed or name in decides_alone:
+        # Another condition may well change settings: whether that matters was asked before.
+        if not inquiry.case.variation and (is_computed or name in decides_alone):
             return inquiry.conclude(cause, evidence)
         inquiry.evidence.append(evidence)
     return None
@@ -307,6 +308,11 @@ def _hyperparameters(inquiry: _Inquiry) -> Diagnosis | None:
     return inquiry.conclude("hyperparameters") if is_stage else None
 
 
+def _operation_of(spelled: str) -> str:
+    """Return the operation alone of `OPERATION at FILE:LINE in FUNCTION`."""
+    return spelled.partition(" at ")[0]
+
+
 def _random_numbers(inquiry: _Inquiry) -> Diagnosis | None:
     """Name the call that draws in one run and not in the other."""
     case, where = inquiry.case, inquiry.case.localisation
@@ -314,7 +320,7 @@ def _random_numbers(inquiry: _Inquiry) -> Diagnosis | None:
         where is not None
         and where.differs == "operation"
         and where.values is not None
-        and any(word in value for value in where.values for word in _DRAWING)
+        and any(word in _operation_of(value) for value in where.values for word in _DRAWING)
     )
     if is_drawing and where is not None and where.values is not None:
         return inquiry.conclude(

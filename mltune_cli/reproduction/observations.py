@@ -64,7 +64,7 @@ def rows_are_the_same(records: Pair, step: int) -> bool | None:
     """Tell whether the second run saw the first run's rows in another order, up to a step.
 
     False where it saw others, or left some out. None where the rows of a batch could not be told
-    apart.
+    apart, or came in the same order: then something else of the batch differs.
     """
     at_step = [row for record in records[1] if record.step == step for row in _rows(record)]
     first, second = ([row for record in run for row in _rows(record)] for run in records)
@@ -72,8 +72,10 @@ def rows_are_the_same(records: Pair, step: int) -> bool | None:
         return None
     if not set(at_step) <= set(first):
         return False
+    if second == first[: len(second)]:
+        return None
     # In the same order with some left out: no shuffling does that.
-    return not (_is_subsequence(second, first) and second != first[: len(second)])
+    return not _is_subsequence(second, first)
 
 
 def _is_subsequence(part: Sequence[str], whole: Sequence[str]) -> bool:

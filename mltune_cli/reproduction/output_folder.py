@@ -20,7 +20,7 @@ from mltune_cli.run_folder import (
 
 MARK = ".mltune-repro-output"
 REPORT_JSON, REPORT_JUNIT = "report.json", "report.xml"
-_EARLIER = ".earlier"
+_EARLIER, _OUTDATED = ".earlier", ".outdated"
 
 
 @contextlib.contextmanager
@@ -56,6 +56,7 @@ def output_folder(folder: Path, writer: str = "repro-check") -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None
     with contextlib.closing(lock):
+        remove(folder / _OUTDATED)
         if earlier.is_dir():
             _restore(folder)  # a check before this one was killed
         _set_aside(folder)
@@ -66,11 +67,14 @@ def output_folder(folder: Path, writer: str = "repro-check") -> Iterator[None]:
             if is_new:
                 remove(folder)
             raise
-        remove(earlier)
+        # Half of them removed, they would be taken for those of a check that was killed.
+        if earlier.is_dir():
+            earlier.rename(folder / _OUTDATED)
+        remove(folder / _OUTDATED)
 
 
 def _results(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.name not in (MARK, LOCK, _EARLIER)]
+    return [path for path in folder.iterdir() if path.name not in (MARK, LOCK, _EARLIER, _OUTDATED)]
 
 
 def _set_aside(folder: Path) -> None:

@@ -52,9 +52,13 @@ class WitnessFiles:
 
 def _record(path: Path, line: bytes) -> WitnessRecord:
     try:
-        return WitnessRecord.from_fields(json.loads(line))
-    except ValueError as error:
-        raise NoVerdictError(f"{path}: holds a line that is no record: {error}") from None
+        fields = json.loads(line)
+        if isinstance(fields, dict):
+            return WitnessRecord.from_fields(fields)
+        error = f"it is a {type(fields).__name__}"
+    except ValueError as problem:
+        error = str(problem)
+    raise NoVerdictError(f"{path}: holds a line that is no record: {error}")
 
 
 class OrderedComparison:

@@ -65,8 +65,16 @@ def hyperparameters(optimizer: torch.optim.Optimizer) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return held_digest({"": value})
+    if isinstance(value, list | tuple) and not _is_plain(value):
+        return f"{type(value).__name__}({', '.join(map(_plain, value))})"
     # The spelling of an object may hold its address.
     return repr(value) if isinstance(value, _PLAIN) else type(value).__name__
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
 
 
 _MOST_ROWS = 64
@@ -82,9 +90,9 @@ def random_states() -> dict[str, str]:
     They are apart, since the last two start from noise where a script does not seed them, which is
     no fault where it does not use them.
     """
-    states = [torch.get_rng_state().numpy().tobytes()]
+    states = [_bytes_of(torch.get_rng_state())]
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states += [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
+        states += [_bytes_of(state) for state in torch.cuda.get_rng_state_all()]
     digests = {
         "rng": bytes_digest(b"".join(states)),
         "rng_python": bytes_digest(repr(random.getstate()).encode()),
@@ -94,6 +102,13 @@ def random_states() -> dict[str, str]:
         # Whatever generator is set; the legacy form knows one kind alone.
         digests["rng_numpy"] = value_digest(numpy.random.get_state(legacy=False))
     return digests
+
+
+def _bytes_of(state: torch.Tensor) -> bytes:
+    try:
+        return state.numpy().tobytes()
+    except RuntimeError:  # NumPy is not installed; the other way takes twenty times as long
+        return bytes(state.tolist())
 
 
 def settings() -> dict[str, Any]:
@@ -200,7 +215,7 @@ def _part(value: Any) -> Any:
     """Return the digest of what has no parts, anything else as it is."""
     if isinstance(value, torch.Tensor):
         return held_digest({"": value})
-    if isinstance(value, Mapping | list | tuple) or hasattr(value, "keys"):
+    if isinstance(value, list | tuple) or _is_mapping(value):
         return value
     if hasattr(value, "tobytes") and hasattr(value, "dtype"):
         if getattr(value.dtype, "hasobject", False):  # whose bytes are addresses
@@ -213,7 +228,7 @@ def _part(value: Any) -> Any:
 
 def _parts(value: Any) -> Iterator[Any]:
     """Yield what an object is digested by, in order."""
-    if isinstance(value, Mapping) or hasattr(value, "keys"):
+    if _is_mapping(value):
         for key in sorted(value.keys(), key=str):
             yield from (str(key), _part(value[key]))
     elif isinstance(value, list | tuple):
@@ -237,12 +252,22 @@ def row_digests(batch: Any) -> list[str]:
     Rows are what tensors of one length hold at one place. Of whole numbers, what repeats at either
     end is left out: padding depends on the longest row of the batch.
     """
-    tensors = [tensor.detach().cpu() for tensor in _tensors_in(batch)]
+    found = _tensors_in(batch)
+    if any(tensor.layout != torch.strided or tensor.is_nested for tensor in found):
+        return []
+    tensors = [tensor.detach().cpu() for tensor in found]
     lengths = {tensor.shape[0] for tensor in tensors if tensor.dim()}
     if len(lengths) != 1 or not all(tensor.dim() for tensor in tensors):
         return []
     count = min(next(iter(lengths)), _MOST_ROWS)
     return [chained_digest(_trimmed(tensor[row]) for tensor in tensors) for row in range(count)]
+
+
+def _is_mapping(value: Any) -> bool:
+    """Tell whether a value has keys; a named tuple may have a field of that name."""
+    if isinstance(value, Mapping):
+        return True
+    return not isinstance(value, tuple) and callable(getattr(value, "keys", None))
 
 
 def _tensors_in(batch: Any) -> list[torch.Tensor]:
@@ -255,7 +280,7 @@ def _tensors_in(batch: Any) -> list[torch.Tensor]:
         if not stack:
             return found
         value = stack.pop()
-        if isinstance(value, Mapping) or hasattr(value, "keys"):
+        if _is_mapping(value):
             keys = sorted(value.keys(), key=str)
             stack += [value[key] for key in reversed(keys)]
         elif isinstance(value, list | tuple):

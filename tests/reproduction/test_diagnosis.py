@@ -180,6 +180,32 @@ def test_other_settings_are_named(name: str, cause: str) -> None:
     assert found.evidence == [f"{name} was a in one run and b in the other"]
 
 
+def test_settings_of_another_condition_are_not_blamed_where_runs_part_without_it() -> None:
+    records = ([start(threads=1)], [start(threads=2)])
+    found = diagnose(
+        case(records=records, variation=["threads=2"], has_parted_again=False), Experiments()
+    )
+    assert found.cause == "unknown"
+    assert "threads was 1 in one run and 2 in the other" in found.evidence
+
+
+def test_names_of_files_are_no_calls_that_draw() -> None:
+    values = ("aten.add.Tensor at normalize.py:10 in f", "aten.mul.Tensor at normalize.py:12 in f")
+    found = diagnose(case(localisation=place("operation", values=values)), Experiments())
+    assert found.cause == "control-flow"
+
+
+def test_rows_in_the_same_order_are_not_said_to_be_in_another() -> None:
+    def run(batch: str) -> list[WitnessRecord]:
+        return [WitnessRecord(1, {"batch": batch}, "A", {"rows": ["r1", "r2"]})]
+
+    found = diagnose(
+        case(difference=difference("batch", 1), records=(run("a"), run("b"))), Experiments()
+    )
+    assert found.cause == "unknown"
+    assert not any("another order" in evidence for evidence in found.evidence)
+
+
 CONVOLUTION = place(operation="aten.convolution.default")
 
 

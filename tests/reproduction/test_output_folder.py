@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 
 from mltune_cli.errors import UsageError
+from mltune_cli.reproduction import output_folder as module
 from mltune_cli.reproduction.output_folder import MARK, output_folder
+from mltune_cli.run_folder import LOCK, remove
 
 
 def tree(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): path.read_text()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != LOCK
     }
 
 
@@ -94,3 +96,21 @@ def test_somebody_elses_folder_is_refused_untouched(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds files that repro-check did not write"):
         output_folder(tmp_path).__enter__()
     assert tree(tmp_path) == {"thesis.tex": "years of work"}
+
+
+def test_a_finished_check_stands_though_the_earlier_one_was_not_yet_removed(
+    earlier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(entry: Path) -> None:
+        if entry.is_dir():
+            (entry / "report.json").unlink()
+            raise KeyboardInterrupt
+        remove(entry)
+
+    monkeypatch.setattr(module, "remove", half)
+    with pytest.raises(KeyboardInterrupt), output_folder(earlier):
+        (earlier / "report.json").write_text("finished")
+    monkeypatch.undo()
+    with pytest.raises(UsageError), output_folder(earlier):
+        raise UsageError("the next one has a wrong recipe")
+    assert tree(earlier) == {"report.json": "finished", MARK: (earlier / MARK).read_text()}

@@ -4,7 +4,7 @@ import copy
 import itertools
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import pytest
@@ -12,7 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mltune_cli.witness.stages import row_digests, value_digest
+from mltune_cli.witness.stages import (
+    hyperparameters,
+    random_states,
+    row_digests,
+    value_digest,
+)
 
 
 class Node:
@@ -170,3 +175,52 @@ def test_what_never_ends_is_refused() -> None:
     with pytest.raises(RecursionError, match="deep"):
         value_digest(Endless())
     assert row_digests(Endless()) == []
+
+
+class _Pair(NamedTuple):
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        _Pair(torch.arange(4.0), torch.arange(4.0)),
+        Node(keys=torch.arange(4.0)),
+        {"rows": torch.eye(3).to_sparse(), "labels": torch.arange(3)},
+    ],
+    ids=["named tuple", "object", "sparse"],
+)  # fmt: skip
+def test_whatever_loaders_give_ends_no_witness(batch: Any) -> None:
+    """`keys` may be a field, and sparse tensors have no rows that could be told apart."""
+    assert value_digest(batch) == value_digest(copy.deepcopy(batch))
+    assert all(isinstance(row, str) for row in row_digests(batch))
+
+
+class _Setting:
+    pass
+
+
+def test_settings_in_lists_have_no_address_and_no_rounding() -> None:
+    def told(value: Any) -> str:
+        parameter = torch.nn.Parameter(torch.ones(1))
+        return hyperparameters(torch.optim.SGD([{"params": [parameter], "extra": value}], lr=0.1))
+
+    assert told([_Setting()]) == told([_Setting()])
+    assert told([torch.tensor(1.0)]) != told([torch.tensor(1.0000001)])
+    assert "(0.9, 0.999)" in told((0.9, 0.999)), "goldens hold digests of this spelling"
+
+
+def test_generators_are_read_without_numpy() -> None:
+    code = (
+        "import sys; sys.modules['numpy'] = None\nimport torch\n"
+        "from mltune_cli.witness.stages import random_states\n"
+        "torch.manual_seed(3); print(random_states()['rng'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        assert done.stdout.strip() == random_states()["rng"]
