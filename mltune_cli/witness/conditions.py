@@ -8,6 +8,7 @@ has been imported.
 import gc
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
@@ -347,10 +348,14 @@ def _hold_at(step: int) -> None:
     """
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
+    from mltune_cli.witness.open_step import is_inside_its_step
+
     taken = 0
 
-    def count(*_: object) -> None:
+    def count(optimizer: Any, *_: object) -> None:
         nonlocal taken
+        if is_inside_its_step(optimizer, sys._getframe(1)):  # the witness counts it once, too
+            return
         taken += 1
         if taken == step:
             time.sleep(_HOLD_SECONDS)

@@ -249,6 +249,19 @@ def test_a_script_that_resumes_well_is_reproducible(check: Check, tmp_path: Path
     assert [json.loads(line)["step"] for line in last] == [3, 4]
 
 
+def test_a_step_that_calls_its_parents_step_is_one_step_for_the_kill_too(check: Check) -> None:
+    made = "optimizer = torch.optim.AdamW("
+    script = resuming().replace(
+        made,
+        "class Own(torch.optim.AdamW):\n"
+        "    def step(self, closure=None):\n"
+        "        return super().step(closure)\n\n"
+        "torch.optim.AdamW([torch.zeros(1)])\n" + made.replace("torch.optim.AdamW", "Own"),
+    )
+    code, report, output = check("--vary", "kill-and-resume=3", script=script)
+    assert (code, report.get("compared_steps")) == (0, 6), output
+
+
 @pytest.mark.parametrize(
     ("places", "step", "stage"),
     [
