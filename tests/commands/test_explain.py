@@ -123,6 +123,7 @@ for step in range(2):
 """
 
 
+@pytest.mark.long
 def test_experiments_wait_for_the_slowest_process(mltune: MltuneRun, tmp_path: Path) -> None:
     """Stopped at the first process's report, runs that part in the other one seem to agree."""
     (tmp_path / "late.py").write_text(LATE)

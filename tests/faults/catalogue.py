@@ -111,11 +111,10 @@ BY_REPETITION = (
           "Lightning"),
     Fault("trl_unseeded_order", None, "unseeded-random-numbers", 1, ("batch",), "TRL", _HF_DATA),
     Fault("ddp_one_rank", None, "random-numbers-consumed", 2, ("rng",), "torchrun",
-          process="rank-1"),
+          process="rank-1", is_long=False),
     Fault("accelerate_shuffle", None, "unseeded-random-numbers", 1, ("batch",), "accelerate",
           process="rank-1"),
-    Fault("accelerate_noise", None, "unseeded-random-numbers", 1, ("loss",), "accelerate",
-          is_long=False),
+    Fault("accelerate_noise", None, "unseeded-random-numbers", 1, ("loss",), "accelerate"),
 )  # fmt: skip
 
 _CAUSAL = ("--model", "{model}", "--tokenizer", "{model}", "--data", "{data}")
