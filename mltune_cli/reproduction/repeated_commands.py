@@ -61,8 +61,11 @@ class _Run:
         """The last step that a process of it has shown."""
         return max(self.steps.values(), default=0)
 
-    def is_to_be_killed(self, *, has_ended: bool) -> bool:
-        """Tell whether as many processes as in the first run are at the step to be killed at."""
+    def is_to_be_killed(self) -> bool:
+        """Tell whether as many processes as in the first run are at the step to be killed at.
+
+        Those that are there wait, so that the run goes on until then.
+        """
         step = self.prepared.kill_at
         if step is None or self.reached < step:
             return False
@@ -70,7 +73,7 @@ class _Run:
             self.due_since = time.monotonic()
         expected = 1 if self.first is None else self.first._processes_at(step)
         is_late = time.monotonic() - self.due_since > _LATE_SECONDS
-        return has_ended or is_late or self._processes_at(step) >= expected
+        return is_late or self._processes_at(step) >= expected
 
     def _processes_at(self, step: int) -> int:
         return sum(reached >= step for reached in self.steps.values())
@@ -204,7 +207,7 @@ class RepeatedCommands:
                 difference = self._compare_new(run, comparison)
                 if difference is not None:
                     return difference
-                if run.is_to_be_killed(has_ended=has_ended):
+                if run.is_to_be_killed():
                     difference = self._kill_and_restart(run, comparison)
                     if difference is not None:
                         return difference

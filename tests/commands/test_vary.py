@@ -258,6 +258,7 @@ def test_a_step_that_calls_its_parents_step_is_one_step_for_the_kill_too(check: 
         "        return super().step(closure)\n\n"
         "torch.optim.AdamW([torch.zeros(1)])\n" + made.replace("torch.optim.AdamW", "Own"),
     )
+    assert "optimizer = Own(" in script
     code, report, output = check("--vary", "kill-and-resume=3", script=script)
     assert (code, report.get("compared_steps")) == (0, 6), output
 
@@ -295,9 +296,28 @@ def test_each_rank_of_a_launcher_is_killed_and_resumed(check: Check) -> None:
     # The one that forgets comes later to the step at which both are to be killed.
     late = "if os.environ['RANK'] == '1': __import__('time').sleep(5)\n"
     forgetful = forgetful.replace("done = 0\n", f"done = 0\n{late}", 1)
+    assert late in forgetful
     code, report, output = check("--vary", "kill-and-resume", script=forgetful, launcher=torchrun)
     assert code == 1, output
     assert report["first_difference"]["process"] == "rank-1"
+
+
+def test_a_rank_that_crashes_before_it_is_killed_is_told(check: Check) -> None:
+    """The other one waits for its end; a second start, in which nothing crashes, hides nothing."""
+    torchrun = (str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2")
+    crash = (
+        "crashed = os.path.join(sys.argv[1], 'crashed')\n"
+        "if 'run-2' in crashed and os.environ['RANK'] == '1' and not os.path.exists(crashed):\n"
+        "    open(crashed, 'w').close()\n"
+        "    __import__('time').sleep(5)\n"
+        "    raise SystemExit('planted crash')\n"
+    )
+    script = resuming().replace("done = 0\n", f"done = 0\n{crash}", 1)
+    assert crash in script
+    code, report, output = check("--vary", "kill-and-resume", script=script, launcher=torchrun)
+    assert code == 125, output
+    assert report["reason"].startswith("run 2 failed")
+    assert "planted crash" in output
 
 
 def test_a_run_that_ends_before_it_is_killed_gives_no_verdict(check: Check) -> None:
