@@ -4,10 +4,9 @@ What the page says of a cause is what a test shows: the rows and the faults are 
 `tests/faults/`, titles and remedies are those that `repro-check` prints.
 """
 
-import importlib.util
+import runpy
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -28,25 +27,16 @@ def page() -> str:
     """Return the whole page."""
     from mltune_cli.reproduction.causes import CAUSES
 
-    faults = _neighbour("catalogue").FAULTS
-    gpu_faults = _neighbour("gpu_catalogue").FAULTS
+    faults = runpy.run_path(str(FAULTS / "catalogue.py"))["FAULTS"]
+    gpu_faults = runpy.run_path(str(FAULTS / "gpu_catalogue.py"))["FAULTS"]
     parts = [_OPENING]
-    for row in _neighbour("rows").ROWS:
+    for row in runpy.run_path(str(FAULTS / "rows.py"))["ROWS"]:
         numbers = (row.number, None)
         own = [one for one in faults if one.script in row.faults and one.row in numbers]
         on_gpu = [one for one in gpu_faults if one.row == row.number]
         parts.append(_section(row, own, on_gpu, CAUSES))
     parts.append(_unknown(CAUSES))
     return "\n".join(parts)
-
-
-def _neighbour(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"mltune_faults_{name}", FAULTS / f"{name}.py")
-    if spec is None or spec.loader is None:
-        raise ImportError(name)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _section(row: Any, faults: list[Any], on_gpu: list[Any], causes: dict[str, Any]) -> str:

@@ -1,28 +1,16 @@
 """The list of faults is whole: every row, every script, every test that it names."""
 
-import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from mltune_cli.reproduction.causes import CAUSES
 
 HERE = Path(__file__).parent
-
-
-def _neighbour(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"mltune_faults_{name}", HERE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-FAULTS = _neighbour("catalogue").FAULTS
-GPU_FAULTS = _neighbour("gpu_catalogue").FAULTS
-ROWS = _neighbour("rows").ROWS
+FAULTS = runpy.run_path(str(HERE / "catalogue.py"))["FAULTS"]
+GPU_FAULTS = runpy.run_path(str(HERE / "gpu_catalogue.py"))["FAULTS"]
+ROWS = runpy.run_path(str(HERE / "rows.py"))["ROWS"]
 
 
 def test_every_row_is_planted_or_says_why_not() -> None:
@@ -43,6 +31,14 @@ def test_every_fault_has_a_row_a_script_and_a_cause_that_the_row_names() -> None
     for fault in FAULTS:
         named = {n for row in ROWS if fault.script in row.faults for n in row.names}
         assert fault.cause in named, fault.name
+
+
+def test_every_fault_of_the_gpu_has_a_script_and_causes_that_its_row_names() -> None:
+    scripts = {path.stem for path in (HERE / "scripts").glob("gpu_*.py")}
+    assert {fault.script for fault in GPU_FAULTS} == scripts
+    named = {row.number: set(row.names) for row in ROWS}
+    for fault in GPU_FAULTS:
+        assert set(fault.causes) <= named[fault.row], fault.script
 
 
 def test_there_is_a_fault_of_every_framework_and_a_short_set() -> None:

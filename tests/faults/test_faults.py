@@ -1,26 +1,14 @@
 """Every planted fault is found: where the runs part, and for which cause."""
 
-import importlib.util
-import sys
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 HERE = Path(__file__).parent
-
-
-def _neighbour(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"mltune_faults_{name}", HERE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-FAULTS = _neighbour("catalogue").FAULTS
-prepare = _neighbour("preparations").prepare
+FAULTS = runpy.run_path(str(HERE / "catalogue.py"))["FAULTS"]
+prepare = runpy.run_path(str(HERE / "preparations.py"))["prepare"]
 
 
 def _cases() -> list[Any]:

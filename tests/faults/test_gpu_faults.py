@@ -1,7 +1,6 @@
 """The rows of the catalogue that need a GPU: 15 to 22."""
 
-import importlib.util
-import sys
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,10 @@ import torch
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 HERE = Path(__file__).parent
 SCRIPTS = HERE / "scripts"
+FAULTS = runpy.run_path(str(HERE / "gpu_catalogue.py"))["FAULTS"]
 
 
-def _faults() -> Any:
-    spec = importlib.util.spec_from_file_location("mltune_gpu_faults", HERE / "gpu_catalogue.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.FAULTS
-
-
-@pytest.mark.parametrize("fault", _faults(), ids=lambda fault: f"{fault.row} {fault.script}")
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.row} {fault.script}")
 def test_a_planted_fault_of_the_gpu_is_found(fault: Any, check: Any, programs: str) -> None:
     script = SCRIPTS / f"{fault.script}.py"
     found = check([f"{programs}/python", str(script)], vary=fault.vary)
