@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from mltune_cli.witness.record import WitnessRecord
 
@@ -13,11 +14,9 @@ def differing_settings(records: Pair) -> Iterator[tuple[str, str, str]]:
 
     Each with its name and what it was in the two runs.
     """
-    mine, theirs = (_start_fact(run, "settings", {}) for run in records)
-    if not isinstance(mine, dict) or not isinstance(theirs, dict):
-        return
+    mine, theirs = map(_settings, records)
     for name in mine:
-        if mine[name] != theirs.get(name):
+        if theirs and mine[name] != theirs.get(name):
             yield name, str(mine[name]), str(theirs.get(name))
 
 
@@ -43,21 +42,16 @@ def trained_tensors(records: Sequence[WitnessRecord]) -> int:
 
 def threads_of_cpu(records: Sequence[WitnessRecord]) -> int:
     """Return with how many threads a run computed on a CPU; 1 on a GPU and where not known."""
-    settings = _start_fact(records, "settings", {})
-    if not isinstance(settings, dict) or settings.get("device", "cpu") != "cpu":
-        return 1
-    return int(settings.get("threads", 1))
+    settings = _settings(records)
+    return int(settings.get("threads", 1)) if settings.get("device", "cpu") == "cpu" else 1
 
 
 def searches_for_kernels(records: Pair) -> bool:
     """Tell whether both runs were on a GPU and let cuDNN look for the fastest convolution."""
-    for run in records:
-        settings = _start_fact(run, "settings", {})
-        if not isinstance(settings, dict) or settings.get("device", "cpu") == "cpu":
-            return False
-        if settings.get("cudnn benchmark") is not True:
-            return False
-    return True
+    return all(
+        settings.get("device", "cpu") != "cpu" and settings.get("cudnn benchmark") is True
+        for settings in map(_settings, records)
+    )
 
 
 def rows_are_the_same(records: Pair, step: int) -> bool | None:
@@ -126,6 +120,12 @@ def _groups(record: WitnessRecord) -> list[dict[str, str]]:
         return [dict(group) for group in ast.literal_eval(record.facts["hyperparameters"])]
     except (KeyError, ValueError, SyntaxError, TypeError):
         return []
+
+
+def _settings(records: Sequence[WitnessRecord]) -> dict[str, Any]:
+    """Return what a run said about torch and the machine at its start; nothing where unknown."""
+    found = _start_fact(records, "settings", {})
+    return found if isinstance(found, dict) else {}
 
 
 def _start_fact(records: Sequence[WitnessRecord], name: str, missing: object) -> object:

@@ -8,6 +8,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_flatten, tree_map
 
 from mltune_cli.witness.record import bytes_digest
+from mltune_cli.witness.stages import state_bytes
 
 _LONGEST_SPELLING = 400
 _FEW_TENSORS = 3
@@ -69,7 +70,7 @@ def random_state(func: Any, args: Any, kwargs: Any) -> str | None:
     if not isinstance(func, OpOverload) or torch.Tag.nondeterministic_seeded not in func.tags:
         return None
     states = [generator.get_state() for generator in _generators(args, kwargs)]
-    return bytes_digest(b"".join(bytes(state.tolist()) for state in states))
+    return bytes_digest(b"".join(map(state_bytes, states)))
 
 
 def _generators(args: Any, kwargs: Any) -> list[torch.Generator]:

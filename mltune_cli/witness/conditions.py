@@ -136,7 +136,6 @@ def _generator_class(real: Any, noise: Callable[[], int]) -> Any:
         def seed(self) -> int:
             return int(self.manual_seed(noise()).initial_seed())
 
-    Generator.__module__ = "torch"
     return Generator
 
 

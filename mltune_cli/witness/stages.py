@@ -65,10 +65,12 @@ def hyperparameters(optimizer: torch.optim.Optimizer) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return held_digest({"": value})
-    if isinstance(value, list | tuple) and not _is_plain(value):
+    if _is_plain(value):
+        return repr(value)
+    if isinstance(value, list | tuple):
         return f"{type(value).__name__}({', '.join(map(_plain, value))})"
     # The spelling of an object may hold its address.
-    return repr(value) if isinstance(value, _PLAIN) else type(value).__name__
+    return type(value).__name__
 
 
 def _is_plain(value: Any) -> bool:
@@ -81,7 +83,7 @@ _MOST_ROWS = 64
 _MOST_ROUNDS = 64
 _MOST_HOLDERS = 10_000
 _DEEPEST = 100_000
-_PLAIN = (bool, int, float, str, bytes, tuple, list, type(None))
+_PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 def random_states() -> dict[str, str]:
@@ -90,9 +92,9 @@ def random_states() -> dict[str, str]:
     They are apart, since the last two start from noise where a script does not seed them, which is
     no fault where it does not use them.
     """
-    states = [_bytes_of(torch.get_rng_state())]
+    states = [state_bytes(torch.get_rng_state())]
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states += [_bytes_of(state) for state in torch.cuda.get_rng_state_all()]
+        states += [state_bytes(state) for state in torch.cuda.get_rng_state_all()]
     digests = {
         "rng": bytes_digest(b"".join(states)),
         "rng_python": bytes_digest(repr(random.getstate()).encode()),
@@ -104,10 +106,11 @@ def random_states() -> dict[str, str]:
     return digests
 
 
-def _bytes_of(state: torch.Tensor) -> bytes:
+def state_bytes(state: torch.Tensor) -> bytes:
+    """Return the bytes of a generator's state, also where the script has no NumPy."""
     try:
         return state.numpy().tobytes()
-    except RuntimeError:  # NumPy is not installed; the other way takes twenty times as long
+    except RuntimeError:
         return bytes(state.tolist())
 
 
