@@ -1,6 +1,7 @@
 """`repro-check -- COMMAND` of scripts that train in children of `multiprocessing`."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def check(mltune: Any, tmp_path: Path) -> Check:
     def run(**places: str) -> Any:
         filled = {"at_step": "pass", "seeds": "(1,)", **places}
         (tmp_path / "train.py").write_text(SCRIPT.format(**filled))
-        result = mltune("repro-check", "--", "python", "train.py", cwd=tmp_path, timeout=400)
+        result = mltune("repro-check", "--", sys.executable, "train.py", cwd=tmp_path, timeout=400)
         report = json.loads((tmp_path / "repro_output" / "report.json").read_text())
         return result.code, report, result.stdout + result.stderr
 
