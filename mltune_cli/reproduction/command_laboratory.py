@@ -66,7 +66,7 @@ class CommandLaboratory(CheckedRuns):
         """See `explaining.Laboratory`."""
         made = [parse_condition(text, self.inherited) for text in conditions]
         first = self._all(self.folder / "run-1" / "witness")
-        expected = Counter(stream for stream, record in first if record.step <= last_step)
+        expected = Counter(stream for stream, one in first if one.step_within <= last_step)
         folders = []
         for _ in range(2):
             folder = self.explanation.new_experiment()
@@ -161,7 +161,7 @@ class _Seen:
 
     def has_come(self) -> bool:
         for stream, record in self._files.new_records():
-            if record.step <= self._last_step:
+            if record.step_within <= self._last_step:
                 self._counts[stream] += 1
             self._has_reached |= record.step >= self._last_step
         if not self._expected:
@@ -183,7 +183,7 @@ def _compared(
     comparison = OrderedComparison(len(runs))
     for number, records in enumerate(runs):
         for record in records:
-            if record.step > last_step:
+            if record.step_within > last_step:
                 break
             difference = comparison.add(number, process, record)
             if difference is not None:

@@ -69,8 +69,9 @@ def compare_records(
     first = stages[0]
     values = (reference.digests.get(first, ""), candidate.digests.get(first, ""))
     return FirstDifference(
-        step=reference.step, stage=first, stages=stages, runs=(1, other + 1), values=values
-    )
+        step=reference.step_within, stage=first, stages=stages, runs=(1, other + 1), values=values,
+        is_start=reference.step == 0,
+    )  # fmt: skip
 
 
 def compare_files(

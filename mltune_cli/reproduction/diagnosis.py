@@ -58,8 +58,8 @@ class Case:
     Attributes:
         difference: the first one.
         localisation: the operation, where it was found.
-        has_parted_again: the two runs were run again, and parted again.
-        is_fickle: some pairs part, and some do not.
+        parted_again: how often the two runs, run again, parted again.
+        agreed: how often they did not.
         records: of the process in question, in the two runs.
         variation: conditions that the second run had and the first had not.
         left_files: what the first run left where the second may have read it.
@@ -67,8 +67,8 @@ class Case:
 
     difference: FirstDifference
     localisation: Localisation | None
-    has_parted_again: bool
-    is_fickle: bool
+    parted_again: int
+    agreed: int
     records: tuple[Sequence[WitnessRecord], Sequence[WitnessRecord]]
     variation: Sequence[str] = ()
     left_files: Sequence[str] = ()
@@ -97,7 +97,7 @@ class _Inquiry:
     def parts_again(self) -> bool:
         """Tell whether the runs, run again, part again: else experiments would prove nothing."""
         if self._parts_again is None:
-            self._parts_again = self.case.has_parted_again or not self.experiments.agree_as_before()
+            self._parts_again = self.case.parted_again > 0 or not self.experiments.agree_as_before()
         return self._parts_again
 
     def is_cured_by(self, condition: str, said: str) -> bool:
@@ -114,7 +114,7 @@ def diagnose(case: Case, try_pair: TryPair) -> Diagnosis:
         case: what is known.
         try_pair: runs an experiment.
     """
-    chance = PartingChance(parted=1 + case.has_parted_again, agreed=int(case.is_fickle))
+    chance = PartingChance(parted=1 + case.parted_again, agreed=case.agreed)
     experiments = Experiments(try_pair, case.difference.step, chance)
     inquiry = _Inquiry(case, experiments, list(_seen(case)), bool(case.variation))
     rules = (
@@ -277,7 +277,7 @@ def _conditions(inquiry: _Inquiry) -> Diagnosis | None:
         return None
     for condition, cause, said in _likeliest_first(inquiry.case):
         if inquiry.is_cured_by(condition, said):
-            is_start = inquiry.case.difference.step == 0
+            is_start = inquiry.case.difference.is_start
             if cause == "unseeded-random-numbers" and is_start:
                 is_late = drawn_before_seed(inquiry.case.records[0]) > 0
                 cause = "seed-after-initialisation" if is_late else "unseeded-initialisation"
@@ -383,7 +383,7 @@ def _first_use(inquiry: _Inquiry) -> Iterator[str]:
     """Say what is known of differences that do not come again, where it may be the reason."""
     case = inquiry.case
     several = threads_of_cpu(case.records[0])
-    if case.difference.stage != "loss" or several == 1 or case.has_parted_again:
+    if case.difference.stage != "loss" or several == 1 or case.parted_again:
         return
     yield (
         f"torch computed with {several} threads: the first call of exp, cos or another vector "

@@ -94,8 +94,8 @@ def _explained(
     case = Case(
         difference=difference,
         localisation=found.found,
-        has_parted_again=found.has_parted_again,
-        is_fickle=found.is_fickle,
+        parted_again=found.parted,
+        agreed=found.agreed,
         records=(
             laboratory.records(difference.runs[0], process),
             laboratory.records(difference.runs[1], process),
@@ -107,9 +107,7 @@ def _explained(
     return report.model_copy(
         update={
             "localisation": found.found,
-            "tensors": differing_tensors(found.records, difference.step, difference.stage)[
-                :_MOST_NAMES
-            ],
+            "tensors": differing_tensors(found.records, difference)[:_MOST_NAMES],
             "diagnosis": diagnosis,
             "notes": [*report.notes, *found.notes],
         }

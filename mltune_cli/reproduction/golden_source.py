@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def entry_of_command(
 
 def _fields(record: WitnessRecord) -> dict[str, Any]:
     """Return a record without its facts: they explain, and are large."""
-    bare = WitnessRecord(record.step, record.digests, record.source)
+    bare = replace(record, facts={})
     fields: dict[str, Any] = json.loads(bare.to_json())
     return fields
 

@@ -1,5 +1,6 @@
 """A command as a golden keeps it: without secrets, and without folders of the machine."""
 
+import itertools
 import os
 import re
 import shlex
@@ -24,6 +25,9 @@ _PATH_IN_TEXT = re.compile(
     rf"(?P<path>/{_IN_PATH}*)"
 )
 
+# The flag of a shell, or of Python, that takes a command as text: -c, -lc.
+_TEXT_FOLLOWS = re.compile(r"-[A-Za-z]*c")
+
 
 def kept_command(words: Sequence[str], folder: Path) -> str:
     """Return a command to be written into a golden, and compared with what another one holds.
@@ -35,7 +39,11 @@ def kept_command(words: Sequence[str], folder: Path) -> str:
         words: program and arguments.
         folder: the working directory.
     """
-    return shlex.join(_placed(word, folder) for word in without_secrets(words))
+    kept = without_secrets(words)
+    return shlex.join(
+        _placed_in_text(word, folder) if _TEXT_FOLLOWS.fullmatch(before) else _placed(word, folder)
+        for before, word in itertools.pairwise(["", *kept])
+    )
 
 
 def kept_subject(subject: str) -> str:
@@ -53,8 +61,12 @@ def _placed(word: str, folder: Path) -> str:
         return _short(word, folder)
     if equals and value.startswith("/") and ":" not in value:
         return f"{name}={_short(value, folder)}"
+    return _placed_in_text(word, folder)
+
+
+def _placed_in_text(text: str, folder: Path) -> str:
     return _PATH_IN_TEXT.sub(
-        lambda found: (found["flag"] or "") + _short(found["path"], folder), word
+        lambda found: (found["flag"] or "") + _short(found["path"], folder), text
     )
 
 

@@ -47,15 +47,15 @@ class Localising:
     Attributes:
         found: None where nothing was found.
         notes: why it was not found, or what else was seen.
-        has_parted_again: whether the runs under the trace parted.
-        is_fickle: whether there was a pair that did not.
+        parted: how many pairs of runs under the trace parted.
+        agreed: how many did not.
         records: of the last pair.
     """
 
     found: Localisation | None = None
     notes: list[str] = field(default_factory=list)
-    has_parted_again: bool = False
-    is_fickle: bool = False
+    parted: int = 0
+    agreed: int = 0
     records: tuple[Sequence[WitnessRecord], Sequence[WitnessRecord]] = ((), ())
 
 
@@ -77,18 +77,17 @@ def localise(difference: FirstDifference, run_pair: RunPair, run_one: RunOne) ->
             if pair.earlier is None:
                 result.found = _of_pair(pair, step, process, run_pair, run_one)
                 if result.found is not None:
+                    result.parted += 1
                     break
-                result.is_fickle = True  # the next pair may part
+                result.agreed += 1  # the next pair may part
                 continue
-            result.has_parted_again = True
+            result.parted += 1
             result.notes.append(
                 f"run again, they parted at step {pair.earlier.step} already: what parts them "
                 "moves from run to run"
             )
             step = pair.earlier.step
-        if result.found is not None:
-            result.has_parted_again = True
-        elif step > 0:
+        if result.found is None and step > 0:
             _convict(result, step, process, run_one)
     except NoVerdictError as error:
         result.notes.append(f"the step could not be traced: {error.message}")
@@ -119,7 +118,7 @@ def _convict(result: Localising, step: int, process: str, run_one: RunOne) -> No
     trace = run_one(request, process)
     # Under the trace memory is allocated in another order, and garbage may happen to be equal.
     result.found = convicted(trace, step) or uninitialised_read(trace, step)
-    if result.found is None and not result.has_parted_again:
+    if result.found is None and not result.parted:
         result.notes.append(
             f"run again under the trace, the runs did not part up to step {step}, and no "
             "operation of it gave two results"

@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mltune_cli.reproduction.report import FirstDifference
 from mltune_cli.witness.record import WitnessRecord
 
 Pair = tuple[Sequence[WitnessRecord], Sequence[WitnessRecord]]
@@ -98,14 +99,15 @@ def differing_hyperparameters(records: Pair, step: int) -> list[tuple[str, str, 
     return found
 
 
-def differing_tensors(records: Pair, step: int, stage: str) -> list[str]:
-    """Return the names of the tensors of a stage that differ at a step, in order."""
+def differing_tensors(records: Pair, difference: FirstDifference) -> list[str]:
+    """Return the names of the tensors of the first stage that differ there, in order."""
+    stage = difference.stage.removeprefix("clipped_")
     tensors: list[dict[str, str]] = [
         next(
             (
-                record.facts["tensors"].get(stage.removeprefix("clipped_"), {})
+                record.facts["tensors"].get(stage, {})
                 for record in run
-                if record.step == step and "tensors" in record.facts
+                if _is_of(record, difference) and "tensors" in record.facts
             ),
             {},
         )
@@ -113,6 +115,14 @@ def differing_tensors(records: Pair, step: int, stage: str) -> list[str]:
     ]
     mine, theirs = tensors
     return [name for name in mine if mine[name] != theirs.get(name)]
+
+
+def _is_of(record: WitnessRecord, difference: FirstDifference) -> bool:
+    return (
+        record.step_within == difference.step
+        and (record.step == 0) == difference.is_start
+        and difference.optimizer in (None, record.source)
+    )
 
 
 def _groups(record: WitnessRecord) -> list[dict[str, str]]:

@@ -117,13 +117,14 @@ class RepeatedCommands:
         for run in runs[1:]:
             run.first = runs[0]
         require_others(runs[-1].prepared.unchanged, self.conditions)
-        if self.in_parallel and any(run.prepared.kill_at is not None for run in runs):
+        before = None if self.in_parallel else self._list_working_directory()
+        note = None
+        is_resumed = any(run.prepared.kill_at is not None for run in runs)
+        if self.in_parallel and is_resumed:
             raise UsageError(
                 "--parallel: kill-and-resume compares with the whole first run; drop one of both"
             )
-        before = None if self.in_parallel else self._list_working_directory()
-        note = None
-        comparison = OrderedComparison(self.run_count)
+        comparison = OrderedComparison(self.run_count, is_resumed=is_resumed)
         difference, reason = None, None
         try:
             for group in [runs] if self.in_parallel else [[run] for run in runs]:

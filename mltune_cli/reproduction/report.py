@@ -46,6 +46,8 @@ class FirstDifference(_Frozen):
 
     Attributes:
         step: optimizer step; 0 is the state before the first.
+        is_start: it is in what an optimizer began with: before the first step, or, of one that
+            came later, within `step`.
         stage: the first stage of that step that differs.
         stages: every stage of that step that differs, in the order of computation.
         runs: the two runs, counted from 1.
@@ -61,11 +63,12 @@ class FirstDifference(_Frozen):
     values: tuple[str, str] | None
     process: str | None = None
     optimizer: str | None = None
+    is_start: bool = False
 
     @property
     def meaning(self) -> str:
         """What it means that this stage differs first."""
-        if self.process is not None and self.step == 0 and self.stage == "parameters":
+        if self.process is not None and self.is_start and self.stage == "parameters":
             return "the trained parameters did not start from the same values"
         return stage_meaning(self.step, self.stage)
 

@@ -2,13 +2,33 @@
 
 Its witness counts steps from 0 again, and nobody says which checkpoint it started from. Where it
 stands in the first run is told by its parameters: they must be those of one of the steps that the
-killed process had taken.
+killed process had taken. Optimizers are numbered anew as well: one that goes on in the second phase
+of a training is its process's first, and was the second of the process that went through.
 """
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from mltune_cli.reproduction.report import FirstDifference
 from mltune_cli.witness.record import STAGES, WitnessRecord
 
 _GENERATORS = ("rng", "rng_python", "rng_numpy")
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a resumed process may have begun.
+
+    Attributes:
+        step: of the first run, after which its state was that of the process.
+        names: the process's optimizers, to those of the first run.
+    """
+
+    step: int
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def naming(self, source: str, name: str) -> "_Start":
+        return replace(self, names={**self.names, source: name})
 
 
 class ResumedStream:
@@ -36,14 +56,14 @@ class ResumedStream:
         self._stream = stream
         self._other = other
         self._ignored = ignored
-        self._starts: list[int] | None = None
+        self._starts: list[_Start] | None = None
         self._no_start: FirstDifference | None = None
         self._taken = 0
 
     @property
     def last_step(self) -> int:
         """The step of the first run that the resumed process has got to."""
-        return (self._starts[0] if self._starts else 0) + self._taken
+        return (self._starts[0].step if self._starts else 0) + self._taken
 
     def add(self, record: WitnessRecord) -> FirstDifference | None:
         """Take the next record; return what differs, whichever state it started from."""
@@ -55,6 +75,8 @@ class ResumedStream:
         if self._no_start is not None:
             return self._no_start
         self._taken = max(self._taken, record.step)
+        if record.step == 0:
+            return self._other_start(record, self._starts)
         found = [(start, self._difference_from(start, record)) for start in self._starts]
         left = [start for start, difference in found if difference is None]
         if not left:
@@ -62,42 +84,51 @@ class ResumedStream:
         self._starts = left
         return None
 
-    def _possible_starts(self, record: WitnessRecord) -> list[int]:
+    def _possible_starts(self, record: WitnessRecord) -> list[_Start]:
         """Return the steps after which the parameters were these, the last one first.
 
         There may be several: a first step with a learning rate of 0 changes nothing.
         """
-        own = [r for r in self._reference if r.source == record.source]
-        starts = set()
+        starts = []
+        for name in self._likes(record.source):
+            steps = sorted(set(self._steps_with(name, record)), reverse=True)
+            starts += [_Start(step, {record.source: name}) for step in steps]
+        return starts
+
+    def _steps_with(self, name: str, record: WitnessRecord) -> Iterator[int]:
+        own = [r for r in self._reference if r.source == name]
         for place, state in enumerate(own):
-            if state.step > self._killed_step or _start_of(state) != _start_of(record):
+            if state.steps_taken > self._killed_step or _start_of(state) != _start_of(record):
                 continue
             later = [r.step for r in own[place + 1 :] if r.step]
             # Of several optimizers, others may step before this one does again.
             start = later[0] - 1 if later else max(self._by_step, default=0)
             if start <= self._killed_step:
-                starts.add(start)
-        return sorted(starts, reverse=True)
+                yield start
+
+    def _likes(self, source: str) -> list[str]:
+        """Return the first run's optimizers of a type, the one of the same number first."""
+        names = dict.fromkeys(r.source for r in self._reference if _type(r.source) == _type(source))
+        return sorted(names, key=lambda name: name != source)
 
     def _unknown_start(self, record: WitnessRecord) -> FirstDifference:
         states = [
             r for r in self._reference
-            if r.source == record.source and r.step <= self._killed_step
+            if r.source == record.source and r.steps_taken <= self._killed_step
         ]  # fmt: skip
         expected = states[-1].digests.get("parameters", "") if states else "missing"
         return self._difference(
             self._killed_step, ["resume"], (expected, record.digests.get("parameters", ""))
         )
 
-    def _difference_from(self, start: int, record: WitnessRecord) -> FirstDifference | None:
-        if record.step == 0:  # another optimizer takes its first step
-            return self._other_start(start, record)
-        step = start + record.step
+    def _difference_from(self, start: _Start, record: WitnessRecord) -> FirstDifference | None:
+        step = start.step + record.step
+        source = start.names[record.source]
         expected = self._by_step.get(step)
         if expected is None:
             return self._difference(step, ["missing"], None)
-        if expected.source != record.source:
-            return self._difference(step, ["order"], (expected.source, record.source))
+        if expected.source != source:
+            return self._difference(step, ["order"], (expected.source, source))
         stages = [
             stage for stage in STAGES
             if stage not in self._ignored
@@ -110,18 +141,32 @@ class ResumedStream:
             return None
         first = stages[0]
         values = (expected.digests.get(first, ""), record.digests.get(first, ""))
-        return self._difference(step, stages, values, record.source)
+        return self._difference(step, stages, values, source)
 
-    def _other_start(self, start: int, record: WitnessRecord) -> FirstDifference | None:
-        reached = start + self._taken
-        states = [
-            r for r in self._reference if r.source == record.source and r.step <= reached
-        ]  # fmt: skip
-        if states and _start_of(states[-1]) == _start_of(record):
+    def _other_start(self, record: WitnessRecord, starts: list[_Start]) -> FirstDifference | None:
+        """See which of the first run's optimizers another one is that takes its first step."""
+        self._starts = [
+            start.naming(record.source, name)
+            for start in starts
+            for name in self._likes(record.source)
+            if name not in start.names.values()
+            and _start_of(record) in map(_start_of, self._last_state(start, name))
+        ]
+        if self._starts:
             return None
-        expected = states[-1].digests.get("parameters", "") if states else "missing"
+        self._starts = [starts[0].naming(record.source, record.source)]
+        states = self._last_state(starts[0], record.source)
+        expected = states[0].digests.get("parameters", "") if states else "missing"
         values = (expected, record.digests.get("parameters", ""))
-        return self._difference(reached, ["parameters"], values, record.source)
+        return self._difference(
+            self.last_step + 1, ["parameters"], values, record.source, is_start=True
+        )
+
+    def _last_state(self, start: _Start, name: str) -> list[WitnessRecord]:
+        """Return the state of one of the first run's optimizers, if it had one by then."""
+        reached = start.step + self._taken
+        states = [r for r in self._reference if r.source == name and r.steps_taken <= reached]
+        return states[-1:]
 
     def _difference(
         self,
@@ -129,10 +174,12 @@ class ResumedStream:
         stages: list[str],
         values: tuple[str, str] | None,
         source: str | None = None,
+        *,
+        is_start: bool = False,
     ) -> FirstDifference:
         return FirstDifference(
             step=step, stage=stages[0], stages=stages, runs=(1, self._other + 1), values=values,
-            process=self._stream, optimizer=source,
+            process=self._stream, optimizer=source, is_start=is_start,
         )  # fmt: skip
 
     def missing(self) -> FirstDifference | None:
@@ -140,7 +187,7 @@ class ResumedStream:
         if self._no_start is not None:
             return self._no_start
         last = max(self._by_step, default=0)
-        if self._starts and any(start + self._taken == last for start in self._starts):
+        if self._starts and any(start.step + self._taken == last for start in self._starts):
             return None
         return self._difference(self.last_step + 1, ["missing"], None)
 
@@ -160,3 +207,8 @@ def _rows_are_the_same(expected: WitnessRecord, record: WitnessRecord) -> bool:
 
 def _start_of(record: WitnessRecord) -> str | None:
     return record.digests.get("parameters")
+
+
+def _type(source: str) -> str:
+    """Return the class alone of `Adam 2`."""
+    return source.rpartition(" ")[0]

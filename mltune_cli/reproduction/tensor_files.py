@@ -130,12 +130,13 @@ def tensor_distance(a: RawTensor, b: RawTensor) -> TensorDistance | None:
     bits_a, bits_b = a.bits[where], b.bits[where]
     values_a, values_b = _values(a.dtype, bits_a), _values(b.dtype, bits_b)
     is_float = a.dtype in _FLOATS or a.dtype == "BF16"
+    is_ordered = is_float and not (np.isnan(values_a).any() or np.isnan(values_b).any())
     first = np.unravel_index(int(where[0]), a.shape) if a.shape else ()
     return TensorDistance(
         differing=len(where),
         elements=a.bits.size,
         largest_absolute=_largest_absolute(values_a, values_b) if is_float else None,
-        largest_ulp=_largest_ulp(bits_a, bits_b) if is_float else None,
+        largest_ulp=_largest_ulp(bits_a, bits_b) if is_ordered else None,
         first_index=tuple(int(part) for part in first),
         first_values=(repr(values_a[0].item()), repr(values_b[0].item())),
     )

@@ -57,12 +57,19 @@ class TraceFiles:
         try:
             with path.open("rb") as stream:
                 for line in stream:
-                    fields = json.loads(line)
+                    fields = _fields(line)
                     if END in fields:
                         return
                     yield TraceRecord.from_fields(fields)
         except (OSError, ValueError, TypeError) as error:
             raise NoVerdictError(f"{path}: cannot be read as a trace: {error}") from None
+
+
+def _fields(line: bytes) -> dict[str, Any]:
+    fields = json.loads(line)
+    if not isinstance(fields, dict):
+        raise ValueError(f"it holds a {type(fields).__name__}")  # noqa: TRY004 - as what json raises
+    return fields
 
 
 def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisation | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from mltune_cli.errors import NoVerdictError
@@ -65,9 +66,15 @@ class OrderedComparison:
     """Compares runs record by record, each process of a run with its like in the first run.
 
     Processes have the names of the first run.
+
+    Args:
+        run_count: how many runs.
+        is_resumed: one of them is killed and goes on; then the first run's rows are kept, which
+            may be far more than all digests.
     """
 
-    def __init__(self, run_count: int) -> None:
+    def __init__(self, run_count: int, *, is_resumed: bool = False) -> None:
+        self._is_resumed = is_resumed
         self._children = ChildStreams(run_count)
         # As they are written.
         self._streams: list[set[str]] = [set() for _ in range(run_count)]
@@ -126,7 +133,8 @@ class OrderedComparison:
         if run in self._killed:
             return self._add_resumed(run, stream, record)
         records = self._records[run].setdefault(stream, [])
-        records.append(record)
+        rows = record.facts.get("rows") if self._is_resumed and run == 0 else None
+        records.append(replace(record, facts={"rows": rows} if rows else {}))
         place = len(records) - 1
         others = range(1, len(self._records)) if run == 0 else (run,)
         for other in others:
@@ -194,7 +202,7 @@ class OrderedComparison:
                 elif len(mine) != len(theirs):
                     longer = max(mine, theirs, key=len)
                     return FirstDifference(
-                        step=longer[min(len(mine), len(theirs))].step,
+                        step=longer[min(len(mine), len(theirs))].step_within,
                         stage="missing",
                         stages=["missing"],
                         runs=(1, other + 1),
@@ -204,11 +212,11 @@ class OrderedComparison:
         return None
 
 
-def place_of(difference: FirstDifference) -> tuple[int, int, str]:
+def place_of(difference: FirstDifference) -> tuple[int, bool, int, str]:
     """Return what differences are ordered by: the earlier one is what the other came of."""
     known = difference.stage in STAGES
     stage = STAGES.index(difference.stage) if known else len(STAGES)
-    return difference.step, stage, difference.process or ""
+    return difference.step, not difference.is_start, stage, difference.process or ""
 
 
 def _resumed_name(stream: str, killed: frozenset[str]) -> str:
@@ -225,7 +233,7 @@ def _resumed_name(stream: str, killed: frozenset[str]) -> str:
 def without_stages(record: WitnessRecord, stages: Collection[str]) -> WitnessRecord:
     """Return a record that has none of some stages."""
     kept = {name: value for name, value in record.digests.items() if name not in stages}
-    return WitnessRecord(record.step, kept, record.source)
+    return replace(record, digests=kept, facts={})
 
 
 def _difference(
@@ -234,7 +242,7 @@ def _difference(
     same_place = (reference.step, reference.source) == (candidate.step, candidate.source)
     if not same_place:
         return FirstDifference(
-            step=reference.step,
+            step=reference.step_within,
             stage="order",
             stages=["order"],
             runs=(1, other + 1),
@@ -248,4 +256,5 @@ def _difference(
 
 
 def _place(record: WitnessRecord) -> str:
-    return f"step {record.step} of {record.source}"
+    name = f"step {record.step}" if record.step else "the first state"
+    return f"{name} of {record.source}"

@@ -145,7 +145,7 @@ class CallAgain:
 
 
 def _copied(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_nested:
         return value
     strides = zip(value.shape, value.stride(), strict=True)
     if any(stride == 0 and size > 1 for size, stride in strides):

@@ -105,8 +105,11 @@ def tensors_digest(
 def readable(tensor: torch.Tensor) -> torch.Tensor:
     """Return what this process holds of a tensor, of any kind, as plain numbers in memory.
 
-    Of a quantised tensor these are its codes, then its scales and zero points.
+    Of a quantised tensor these are its codes, then its scales and zero points; of a nested one the
+    dtype and the shapes of its parts, then their words.
     """
+    if tensor.is_nested:
+        return _nested_parts(tensor)
     if type(tensor) in _PLAIN_TENSORS and tensor.layout is torch.strided:
         if tensor.is_quantized:
             return _quantised_parts(tensor)
@@ -133,6 +136,13 @@ def _quantised_parts(tensor: torch.Tensor) -> torch.Tensor:
         scale = torch.cat([part.to(tensor.device, torch.float64) for part in each])
     # Every code is a whole number that a float64 holds.
     return torch.cat([tensor.int_repr().reshape(-1).double(), scale])
+
+
+def _nested_parts(tensor: torch.Tensor) -> torch.Tensor:
+    parts = [readable(part) for part in tensor.detach().unbind()]
+    said = f"{tensor.dtype}{[tuple(part.shape) for part in parts]}".encode()
+    header = torch.tensor(list(said), dtype=torch.int32, device=tensor.device)
+    return torch.cat([header, *map(as_words, parts)])
 
 
 def mixed_sum(words: torch.Tensor, first_position: int) -> torch.Tensor:

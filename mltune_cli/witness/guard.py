@@ -27,12 +27,20 @@ class Guard:
         self._end = end
         self.is_off = False
 
-    def do(self, work: Callable[[], None]) -> None:
-        """Do a piece of work, unless one before has failed."""
+    def do(self, work: Callable[[], None], *, in_modes: bool = False) -> None:
+        """Do a piece of work, unless one before has failed.
+
+        Args:
+            work: what to do.
+            in_modes: the dispatch modes stay as they are: the work enters or leaves one itself.
+        """
         if self.is_off:
             return
         try:
             _require_no_capture()
+            if in_modes:
+                work()
+                return
             with torch.utils._python_dispatch._disable_current_modes():
                 work()
         except Exception as error:

@@ -141,6 +141,8 @@ class Memory:
 
 
 def _storage(tensor: torch.Tensor) -> torch.UntypedStorage | None:
+    if tensor.is_nested:  # which has no strides to tell its elements by
+        return None
     try:
         return tensor.untyped_storage()
     except (RuntimeError, NotImplementedError):  # sparse tensors and the like have none

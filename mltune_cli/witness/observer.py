@@ -171,7 +171,7 @@ class Observer:
     def _watch_making(self, initialise: Any) -> Any:
         def watched(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
             if self._trace is None and self._steps == 0:
-                self._begin_trace()
+                self._guard.do(self._begin_trace, in_modes=True)
             initialise(optimizer, *args, **kwargs)
             if self._trace is not None:
                 self._trace.know(p for _, p in optimizer_parameters(optimizer, {}))
@@ -185,7 +185,7 @@ class Observer:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._request is not None and self._request.step == 0:
-            self._end_trace()
+            self._guard.do(self._end_trace, in_modes=True)
         # The first argument is the optimizer itself.
         has_closure = any(map(callable, [*args[1:], *kwargs.values()]))
         if is_inside_its_step(optimizer, sys._getframe(1)):
@@ -235,7 +235,7 @@ class Observer:
         }
         if self._per_tensor:
             facts["tensors"] = {"model": _each(model.frozen), "parameters": _each(parameters)}
-        self._write(WitnessRecord(0, digests, source, facts))
+        self._write(WitnessRecord(0, digests, source, facts, after=self._steps))
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - the signature is given
         if self._guard.is_off or not self._open_steps:
@@ -245,11 +245,11 @@ class Observer:
         if self._trace is not None:
             self._trace.sites.note_optimizer(begins=False)
         if self._request is not None and self._steps + 1 == self._request.step:
-            self._end_trace()
+            self._guard.do(self._end_trace, in_modes=True)
         known: list[torch.Tensor] = []
         self._guard.do(lambda: known.extend(self._note_after(optimizer)))
         if self._request is not None and self._steps + 1 == self._request.step:
-            self._begin_trace(known)
+            self._guard.do(lambda: self._begin_trace(known), in_modes=True)
 
     def _note_after(self, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
         """Write the step's record; return all tensors that the next step begins with."""

@@ -33,19 +33,34 @@ class WitnessRecord:
         source: the optimizer, where a script may have several; empty in mltune's own runs.
         facts: what explains a difference and is none itself: the digests of rows, seeds that were
             set, digests of single tensors.
+        after: of an initial state, how many steps other optimizers had taken by then.
     """
 
     step: int
     digests: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    after: int = 0
+
+    @property
+    def steps_taken(self) -> int:
+        """How many steps the process had taken when this was its state."""
+        return self.step or self.after
+
+    @property
+    def step_within(self) -> int:
+        """The step in which it was written: the state before all steps belongs to none, 0."""
+        return self.after + 1 if self.after else self.step
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
         stages = {stage: self.digests[stage] for stage in STAGES if stage in self.digests}
         source = {"source": self.source} if self.source else {}
+        after = {"after": self.after} if self.after else {}
         facts = {"facts": dict(self.facts)} if self.facts else {}
-        return json.dumps({"step": self.step, **source, **stages, **facts}, separators=(",", ":"))
+        return json.dumps(
+            {"step": self.step, **after, **source, **stages, **facts}, separators=(",", ":")
+        )
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object]) -> "WitnessRecord":
@@ -54,9 +69,7 @@ class WitnessRecord:
         Raises:
             ValueError: a field is missing or of the wrong type.
         """
-        step = fields.get("step")
-        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-            raise ValueError(f"step is {step!r}")
+        step, after = (_count(name, fields.get(name, missing)) for name, missing in _COUNTS)
         source = fields.get("source", "")
         if not isinstance(source, str):
             raise ValueError(f"source is {source!r}")  # noqa: TRY004 - the same for every field
@@ -65,12 +78,22 @@ class WitnessRecord:
             raise ValueError(f"facts is {facts!r}")  # noqa: TRY004 - the same for every field
         digests = {}
         for name, value in fields.items():
-            if name in ("step", "source", "facts"):
+            if name in ("step", "source", "facts", "after"):
                 continue
             if name not in STAGES or not isinstance(value, str):
                 raise ValueError(f"{name} is {value!r}")
             digests[name] = value
-        return cls(step, digests, source, facts)
+        return cls(step, digests, source, facts, after)
+
+
+# With what stands for one that is not there: nothing can stand for the step.
+_COUNTS = (("step", None), ("after", 0))
+
+
+def _count(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} is {value!r}")
+    return value
 
 
 def bytes_digest(data: bytes) -> str:

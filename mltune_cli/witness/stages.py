@@ -1,5 +1,6 @@
 """What a witness digests of a training loop that it does not know."""
 
+import os
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -64,7 +65,9 @@ def hyperparameters(optimizer: torch.optim.Optimizer) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        return held_digest({"": value})
+        # A larger one may be scratch memory of the optimizer, which means nothing.
+        is_setting = value.numel() == 1
+        return held_digest({"": value}) if is_setting else f"{value.dtype} x {value.numel()}"
     if _is_plain(value):
         return repr(value)
     if isinstance(value, list | tuple):
@@ -220,11 +223,15 @@ def _part(value: Any) -> Any:
         return held_digest({"": value})
     if isinstance(value, list | tuple) or _is_mapping(value):
         return value
-    if hasattr(value, "tobytes") and hasattr(value, "dtype"):
-        if getattr(value.dtype, "hasobject", False):  # whose bytes are addresses
+    if _has_bytes(value):
+        if not _is_array(value):
+            said = "".join(_plain(getattr(value, name, None)) for name in _OF_BYTES)
+        elif getattr(value.dtype, "hasobject", False):  # whose bytes are addresses
             return value
-        return bytes_digest(f"{value.dtype}{value.shape}".encode() + value.tobytes())
-    if hasattr(value, "__dict__") and not callable(value):
+        else:
+            said = f"{value.dtype}{value.shape}"
+        return bytes_digest(said.encode() + value.tobytes())
+    if not callable(value) and (hasattr(value, "__dict__") or _has_slots(value)):
         return value
     return bytes_digest(_plain(value).encode())
 
@@ -236,17 +243,55 @@ def _parts(value: Any) -> Iterator[Any]:
             yield from (str(key), _part(value[key]))
     elif isinstance(value, list | tuple):
         yield from map(_part, value)
-    elif hasattr(value, "tobytes") and hasattr(value, "dtype"):
+    elif _is_array(value):
         yield from (f"{value.dtype}{value.shape}", _part(value.tolist()))
     else:
         # Of what else an object carries (when it was made, say) nothing may be trained on.
-        held = {name: one for name, one in vars(value).items() if _may_hold_tensors(one)}
+        held = {name: one for name, one in _attributes(value) if _may_hold_tensors(one)}
         yield from _parts(held)
+
+
+# What images and plain arrays say of their bytes.
+_OF_BYTES = ("typecode", "shape", "size", "mode")
+
+
+def _has_bytes(value: Any) -> bool:
+    return callable(getattr(value, "tobytes", None)) and not isinstance(value, type)
+
+
+def _is_array(value: Any) -> bool:
+    return _has_bytes(value) and hasattr(value, "dtype") and hasattr(value, "shape")
+
+
+def _has_slots(value: Any) -> bool:
+    # A path has some, which it fills when it is asked for something.
+    return not isinstance(value, os.PathLike) and any(_slots(value))
+
+
+def _slots(value: Any) -> Iterator[str]:
+    """Yield the names under which an object without `__dict__` keeps what it has."""
+    for owner in type(value).__mro__:
+        names = vars(owner).get("__slots__", ())
+        for name in [names] if isinstance(names, str) else names:
+            is_private = name.startswith("__") and not name.endswith("__")
+            yield f"_{owner.__name__.lstrip('_')}{name}" if is_private else name
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    yield from getattr(value, "__dict__", {}).items()
+    for name in _slots(value):
+        if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+            yield name, getattr(value, name)
 
 
 def _may_hold_tensors(value: Any) -> bool:
     kinds = (torch.Tensor, Mapping, list, tuple)
-    return isinstance(value, kinds) or hasattr(value, "__dict__") or hasattr(value, "tobytes")
+    return (
+        isinstance(value, kinds)
+        or hasattr(value, "__dict__")
+        or _has_bytes(value)
+        or _has_slots(value)
+    )
 
 
 def row_digests(batch: Any) -> list[str]:

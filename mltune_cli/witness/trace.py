@@ -218,7 +218,7 @@ class OperationTrace(TorchDispatchMode):
     def _seen(self, tensor: torch.Tensor, *, produced: bool) -> "_Seen":
         is_raw = self._memory.is_uninitialised(tensor)
         made_by = None if produced else self._memory.made_by(tensor)
-        dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+        dtype, shape = str(tensor.dtype).removeprefix("torch."), _shape(tensor)
         if is_raw:
             return _Seen(TracedTensor(UNINITIALISED, dtype, shape, made_by))
         if self._request.executions == 1 and not self._has_room(tensor):
@@ -235,7 +235,7 @@ class OperationTrace(TorchDispatchMode):
 
     def _keep(self, tensor: torch.Tensor, digest: str) -> None:
         """Write a tensor's bytes into a file, unless it is there or too much was kept."""
-        if not digest or not self._has_room(tensor):
+        if not digest or tensor.is_nested or not self._has_room(tensor):
             return
         size = tensor.numel() * tensor.element_size()
         path = self._values / digest
@@ -282,6 +282,11 @@ class OperationTrace(TorchDispatchMode):
             whole = replace(record, inputs=inputs, outputs=outputs)
             self._stream.write(whole.to_json() + "\n")
         self._waiting = []
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return a tensor's shape; of a nested one, which has several, the number of its elements."""
+    return (tensor.numel(),) if tensor.is_nested else tuple(tensor.shape)
 
 
 def _pending(tensor: torch.Tensor) -> PendingDigest | None:

@@ -42,8 +42,8 @@ class Experiments:
 
 def case(**fields: Any) -> Case:
     given: dict[str, Any] = {
-        "difference": difference(), "localisation": None, "has_parted_again": True,
-        "is_fickle": False, "records": ([], []),
+        "difference": difference(), "localisation": None, "parted_again": 1,
+        "agreed": 0, "records": ([], []),
     }  # fmt: skip
     return Case(**{**given, **fields})
 
@@ -68,7 +68,8 @@ def test_a_condition_that_makes_runs_agree_is_the_cause(cure: str, cause: str) -
 
 
 def test_at_the_start_unseeded_numbers_are_the_initialisation() -> None:
-    found = diagnose(case(difference=difference("parameters", 0)), Experiments("seeds"))
+    start = difference("parameters", 0).model_copy(update={"is_start": True})
+    found = diagnose(case(difference=start), Experiments("seeds"))
     assert found.cause == "unseeded-initialisation"
 
 
@@ -87,10 +88,10 @@ def test_a_condition_is_not_blamed_where_later_pairs_agree_without_it() -> None:
 
 def test_runs_that_agree_later_convict_no_condition() -> None:
     """Where pairs agree without any condition, one under a condition proves nothing."""
-    found = diagnose(case(has_parted_again=False), Experiments("", "hash-seed"))
+    found = diagnose(case(parted_again=0), Experiments("", "hash-seed"))
     assert found.cause == "unknown"
     left = diagnose(
-        case(has_parted_again=False, left_files=["run 1 left files: cache.pt"]), Experiments("")
+        case(parted_again=0, left_files=["run 1 left files: cache.pt"]), Experiments("")
     )
     assert left.cause == "cold-cache"
     assert "cache.pt" in left.evidence[-1]
@@ -182,9 +183,7 @@ def test_other_settings_are_named(name: str, cause: str) -> None:
 
 def test_settings_of_another_condition_are_not_blamed_where_runs_part_without_it() -> None:
     records = ([start(threads=1)], [start(threads=2)])
-    found = diagnose(
-        case(records=records, variation=["threads=2"], has_parted_again=False), Experiments()
-    )
+    found = diagnose(case(records=records, variation=["threads=2"], parted_again=0), Experiments())
     assert found.cause == "unknown"
     assert "threads was 1 in one run and 2 in the other" in found.evidence
 
@@ -283,7 +282,7 @@ def test_what_does_not_come_again_may_be_the_first_use_of_a_vector_function(
     started = [start(threads=threads, device=device)]
     found = diagnose(
         case(
-            difference=difference(stage, 1), has_parted_again=False, records=(started, started)
+            difference=difference(stage, 1), parted_again=0, records=(started, started)
         ),
         Experiments(""),
     )  # fmt: skip

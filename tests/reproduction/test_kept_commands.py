@@ -17,6 +17,7 @@ from mltune_cli.reproduction.kept_commands import kept_command, kept_subject
         (["python", "t.py", "--data=/data/rows.jsonl"], "python t.py --data=rows.jsonl"),
         (["python", "t.py", "--data", "/home/me/p/rows"], "python t.py --data rows"),
         (["python", "t.py", "/home/me/my rows/a b.txt"], "python t.py 'a b.txt'"),
+        (["bash", "-lc", "/home/me/run.sh --x /y/z"], "bash -lc 'run.sh --x z'"),
         (["sh", "-c", "cd /home/me/p/x && python /y/t.py"], "sh -c 'cd x && python t.py'"),
         (["env", "P=/home/me/p/lib:/usr/lib", "t.py"], "env P=lib:lib t.py"),
         (["t.py", "https://host/a/b", "s3://bucket/x"], "t.py https://host/a/b s3://bucket/x"),

@@ -14,6 +14,10 @@ def record(step: int, parameters: str, source: str = "A", **digests: str) -> Wit
     return WitnessRecord(step, {**digests, "parameters": parameters}, source, facts)
 
 
+def late(parameters: str, source: str, after: int) -> WitnessRecord:
+    return WitnessRecord(0, {"parameters": parameters}, source, after=after)
+
+
 WHOLE = [record(step, f"p{step}") for step in range(6)]
 
 
@@ -94,11 +98,11 @@ def test_batches_that_were_skipped_are_no_difference() -> None:
 
 
 def test_of_several_optimizers_the_one_that_steps_next_tells_where() -> None:
-    whole = [record(0, "a0"), record(1, "a1"), record(0, "b0", "B"), record(2, "b2", "B")]
+    whole = [record(0, "a0"), record(1, "a1"), late("b0", "B", 1), record(2, "b2", "B")]
     whole += [record(3, "a3"), record(4, "b4", "B"), record(5, "a5"), record(6, "b6", "B")]
-    later = [record(0, "a3"), record(1, "a5"), record(0, "b4", "B"), record(2, "b6", "B")]
+    later = [record(0, "a3"), record(1, "a5"), late("b4", "B", 1), record(2, "b6", "B")]
     assert resumed(*later, killed=4, whole=whole) is None
-    later[2] = record(0, "b2", "B")
+    later[2] = late("b2", "B", 1)
     assert resumed(*later, killed=4, whole=whole).stage == "parameters"
 
 
@@ -128,3 +132,47 @@ def test_a_second_start_that_has_nothing_left_to_do_is_right() -> None:
         comparison.begin_again(1)
         found = comparison.missing()
         assert (found and found.stage) == stage
+
+
+def test_a_second_phase_is_known_whatever_its_optimizer_is_called() -> None:
+    phases = [record(0, "a0", "Adam 1"), record(1, "a1", "Adam 1"), record(2, "a2", "Adam 1")]
+    phases += [late("b0", "Adam 2", after=2)]
+    phases += [record(n, f"b{n}", "Adam 2") for n in (3, 4, 5)]
+    renamed = [WitnessRecord(r.step - 3, r.digests, "Adam 1") for r in phases if r.step > 3]
+    assert resumed(record(0, "b3", "Adam 1"), *renamed, killed=4, whole=phases) is None
+    renamed = [WitnessRecord(r.step - 2, r.digests, "Adam 1") for r in phases if r.step > 2]
+    assert resumed(record(0, "b0", "Adam 1"), *renamed, killed=4, whole=phases) is None
+    parts = [record(0, "b0", "Adam 1"), *renamed[:-1], record(3, "b5", "Adam 1", loss="other")]
+    difference = resumed(*parts, killed=4, whole=phases)
+    assert (difference.step, difference.stage, difference.optimizer) == (5, "loss", "Adam 2")
+
+
+def test_a_first_phase_goes_on_into_the_second() -> None:
+    phases = [record(0, "a0", "Adam 1"), record(1, "a1", "Adam 1"), record(2, "a2", "Adam 1")]
+    phases += [late("b0", "Adam 2", after=2), record(3, "b3", "Adam 2")]
+    again = [record(0, "a1", "Adam 1"), WitnessRecord(1, phases[2].digests, "Adam 1")]
+    again += [late("b0", "Adam 2", after=1), WitnessRecord(2, phases[4].digests, "Adam 2")]
+    assert resumed(*again, killed=1, whole=phases) is None
+    again[2] = late("other", "Adam 2", after=1)
+    difference = resumed(*again, killed=1, whole=phases)
+    assert (difference.step, difference.stage, difference.is_start) == (3, "parameters", True)
+
+
+def test_optimizers_of_one_type_that_come_in_another_order_are_told_apart() -> None:
+    whole = [record(0, "a0", "Adam 1"), record(1, "a1", "Adam 1")]
+    whole += [late("b0", "Adam 2", after=1), record(2, "b2", "Adam 2")]
+    whole += [record(3, "a3", "Adam 1"), record(4, "b4", "Adam 2")]
+    # Killed after step 3, resumed after step 1: the second one steps first.
+    again = [record(0, "b0", "Adam 1"), WitnessRecord(1, whole[3].digests, "Adam 1")]
+    again += [late("a1", "Adam 2", after=1), WitnessRecord(2, whole[4].digests, "Adam 2")]
+    again += [WitnessRecord(3, whole[5].digests, "Adam 1")]
+    assert resumed(*again, killed=3, whole=whole) is None
+
+
+def test_only_what_is_resumed_keeps_its_rows() -> None:
+    for is_resumed in (True, False):
+        comparison = OrderedComparison(2, is_resumed=is_resumed)
+        for run in (0, 1):
+            comparison.add(run, "main", record(1, "p1", rows="1 2"))
+        kept = [run["main"][0].facts for run in comparison._records]
+        assert kept == [{"rows": ["1", "2"]} if is_resumed else {}, {}]

@@ -61,6 +61,17 @@ def test_zeros_nans_and_infinities(tmp_path: Path) -> None:
     assert distance.largest_absolute == 0.0
 
 
+def test_a_nan_is_no_number_of_ulps_away(tmp_path: Path) -> None:
+    a, b = (
+        written(tmp_path / name, t=torch.tensor([1.0, value]))["t"]
+        for name, value in (("a", float("nan")), ("b", 2.0))
+    )
+    for pair in ((a, b), (b, a)):
+        distance = tensor_distance(*pair)
+        assert distance is not None
+        assert (distance.differing, distance.largest_ulp) == (1, None)
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.floats(width=32, allow_nan=False, allow_infinity=False),

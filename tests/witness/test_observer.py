@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from mltune_cli.bundled import bundled_model
 from mltune_cli.reproduction.observations import differing_tensors
+from mltune_cli.reproduction.report import FirstDifference
 from mltune_cli.witness.api import witness
 from mltune_cli.witness.hf import WitnessCallback
 from mltune_cli.witness.observer import Observer
@@ -409,14 +410,19 @@ def test_weights_without_values_are_drawn_as_without_the_watch(kind: str) -> Non
     assert watch.facts(drawn)["drawn_before_seed"] == 0
 
 
+def difference(stage: str, **fields: Any) -> FirstDifference:
+    return FirstDifference(step=1, stage=stage, stages=[stage], runs=(1, 2), values=None, **fields)
+
+
 def test_single_tensors_are_named_on_request(tmp_path: Path) -> None:
     for name, change in (("a", {}), ("b", {"lr": 2e-2})):
         with witness(tmp_path / name, per_tensor=True):
             train(steps=1, **change)
     pair = [[WitnessRecord.from_fields(r) for r in records(tmp_path / name)] for name in "ab"]
-    named = differing_tensors((pair[0], pair[1]), 1, "parameters")
+    named = differing_tensors((pair[0], pair[1]), difference("parameters"))
     assert named == ["0.0 weight", "0.1 bias"]
-    assert differing_tensors((pair[0], pair[1]), 1, "gradients") == []
+    assert differing_tensors((pair[0], pair[1]), difference("gradients")) == []
+    assert differing_tensors((pair[0], pair[1]), difference("parameters", is_start=True)) == []
     optimizer = pair[0][1].facts["tensors"]["optimizer"]
     assert {"0.0 weight.exp_avg", "0.1 bias.exp_avg_sq", "0.0 weight.step"} <= optimizer.keys()
 

@@ -14,6 +14,7 @@ import torch.utils.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mltune_cli.errors import NoVerdictError
 from mltune_cli.reproduction.report import Localisation
 from mltune_cli.reproduction.trace_comparison import TraceFiles, compare_traces, convicted
 from mltune_cli.witness import memory
@@ -433,3 +434,32 @@ def test_copies_of_reserved_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     torch.full((1024,), 3.0, out=alive[0])
     seen.wrote(alive[0], 30)
     assert not seen.is_uninitialised(alive[0])
+
+
+@pytest.mark.parametrize("line", ["3", "[]", "null", "{", "{}"])
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
+    files = traced(tmp_path, step_with())
+    path = tmp_path / "trace" / "main.jsonl"
+    path.write_text(f"{line}\n{path.read_text()}")
+    with pytest.raises(NoVerdictError, match=r"main\.jsonl: cannot be read as a trace"):
+        list(files.records())
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.parametrize("executions", [1, 2])
+def test_nested_tensors_are_traced(tmp_path: Path, layout: torch.layout, executions: int) -> None:
+    def step(last: float = 3.0) -> None:
+        parts = [torch.ones(1, 2), torch.full((2, 2), last)]
+        rows = torch.nested.nested_tensor(parts, layout=layout)
+        linear = torch.nn.Linear(2, 1)
+        torch.nested.to_padded_tensor(linear(rows), 0.0).sum().backward()
+
+    step()  # torch makes what all nested tensors share once in a process
+    files = []
+    for name, last in (("a", 3.0), ("b", 3.0), ("c", 4.0)):
+        torch.manual_seed(0)
+        files.append(traced(tmp_path / name, lambda last=last: step(last), executions=executions))
+    assert compare_traces(files[0], files[1], 1) is None
+    assert compare_traces(files[0], files[2], 1) is not None
+    assert convicted(files[0], 1) is None

@@ -1,7 +1,9 @@
 """Digests of what batches hold: of objects that hold each other, once and in any nesting."""
 
+import array
 import copy
 import itertools
+import pathlib
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -224,3 +226,81 @@ def test_generators_are_read_without_numpy() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         assert done.stdout.strip() == random_states()["rng"]
+
+
+class Picture:
+    """What images of PIL have: bytes, a size and a mode, and no dtype."""
+
+    def __init__(self, pixels: bytes, size: tuple[int, int] = (2, 1)) -> None:
+        self.size, self.mode, self._pixels = size, "L", pixels
+
+    def tobytes(self) -> bytes:
+        return self._pixels
+
+
+class Slotted:
+    """A holder without `__dict__`."""
+
+    __slots__ = ("__rows", "label")
+
+    def __init__(self, rows: Any) -> None:
+        self.__rows = rows
+
+
+class SlottedMore(Slotted):
+    __slots__ = "more"
+
+    def __init__(self, rows: Any, more: Any) -> None:
+        super().__init__(rows)
+        self.more = more
+
+
+def nested(layout: torch.layout, *rows: list[float]) -> torch.Tensor:
+    parts = [torch.tensor(row) for row in rows]
+    return torch.nested.nested_tensor(parts, layout=layout)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda: Picture(b"ab"), lambda: Picture(b"ac")),
+        (lambda: Picture(b"ab"), lambda: Picture(b"ab", (1, 2))),
+        (lambda: array.array("i", [1]), lambda: array.array("i", [2])),
+        (lambda: array.array("i", [1]), lambda: array.array("f", [1e-45])),
+        (lambda: Slotted(torch.ones(2)), lambda: Slotted(torch.zeros(2))),
+        (lambda: SlottedMore(1, [2]), lambda: SlottedMore(1, [3])),
+        (lambda: SlottedMore([1], 2), lambda: SlottedMore([2], 2)),
+        *(
+            (
+                lambda layout=layout: nested(layout, [1.0], [2.0, 3.0]),
+                lambda layout=layout, other=other: nested(layout, *other),
+            )
+            for layout in (torch.strided, torch.jagged)
+            for other in ([[1.0], [2.0, 4.0]], [[1.0, 2.0], [3.0]])
+        ),
+    ],
+)
+def test_values_of_rarer_kinds_differ_where_their_content_does(make: Any, change: Any) -> None:
+    assert value_digest(make()) == value_digest([make()][0])
+    for wrapped in (lambda one: one, lambda one: [one], lambda one: Node(held=one)):
+        assert value_digest(wrapped(make())) == value_digest(wrapped(make()))
+        assert value_digest(wrapped(make())) != value_digest(wrapped(change()))
+    assert row_digests(make()) == row_digests([make(), make()]) == []
+
+
+def test_a_class_and_a_path_have_no_content() -> None:
+    assert value_digest([numpy.ndarray]) == value_digest([numpy.ndarray])
+    paths = [pathlib.Path("run-1"), pathlib.Path("run-2")]
+    assert paths[0].parts  # which it keeps in a slot
+    assert value_digest(paths[0]) == value_digest(paths[1])
+
+
+def test_scratch_memory_among_the_settings_is_no_setting() -> None:
+    def said(**group: Any) -> str:
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        return hyperparameters(torch.optim.SGD([{"params": [parameter], **group}], lr=0.1))
+
+    assert said(scratch=torch.ones(3)) == said(scratch=torch.zeros(3))
+    assert said(scratch=torch.ones(3)) != said(scratch=torch.ones(4))
+    assert said(lr=torch.tensor(0.1)) != said(lr=torch.tensor(0.2))
