@@ -105,6 +105,7 @@ def test_a_mistyped_variant_is_refused(project: Path, tiny: Path) -> None:
     assert "relaxt" in done.stderr
 
 
+@pytest.mark.long
 def test_peers_train_on_the_same_rows_and_what_cannot_run_is_said(
     benchmark_command: Benchmark, tiny: Path
 ) -> None:
@@ -139,6 +140,7 @@ def test_peers_train_on_the_same_rows_and_what_cannot_run_is_said(
     assert all(len(turns) == 2 for turns in per_turn.values())
 
 
+@pytest.mark.long
 def test_sequence_length_takes_the_same_tokens_at_every_length(
     benchmark_command: Benchmark, tiny: Path
 ) -> None:
@@ -160,6 +162,7 @@ def test_sequence_length_takes_the_same_tokens_at_every_length(
     assert "positions" in too_long["why_not"]
 
 
+@pytest.mark.long
 def test_data_size_finds_the_second_time_what_was_tokenised(
     benchmark_command: Benchmark,
 ) -> None:

@@ -134,7 +134,9 @@ _ALL = (
     Cause(
         "nondeterministic-operation",
         "an operation gives several results from the same inputs",
-        "call torch.use_deterministic_algorithms(True), or replace the operation",
+        "call torch.use_deterministic_algorithms(True), or replace the operation; one that is not "
+        "torch's own is not reached by that: give a kernel that Triton tunes a single "
+        "triton.Config, one that races another algorithm",
     ),
     Cause(
         "kernel-search",

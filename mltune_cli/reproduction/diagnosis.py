@@ -134,7 +134,7 @@ def diagnose(case: Case, try_pair: TryPair) -> Diagnosis:
 
 def _seen(case: Case) -> Iterator[str]:
     """Say what the records show, whatever the cause is."""
-    mine, theirs = (seeds(records) for records in case.records)
+    mine, theirs = _seeds_of(case)
     if mine != theirs:
         yield (
             f"torch.manual_seed was given {_listed(mine)} in one run and {_listed(theirs)} in the "
@@ -149,6 +149,11 @@ def _seen(case: Case) -> Iterator[str]:
                 "the same rows came, in another order" if same
                 else "a run saw rows that the other one did not see"
             )  # fmt: skip
+
+
+def _seeds_of(case: Case) -> tuple[list[int], list[int]]:
+    mine, theirs = (seeds(records, case.difference.step) for records in case.records)
+    return mine, theirs
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -298,7 +303,7 @@ def _likeliest_first(case: Case) -> list[tuple[str, str, str]]:
 
 
 def _seeds(inquiry: _Inquiry) -> Diagnosis | None:
-    mine, theirs = (seeds(records) for records in inquiry.case.records)
+    mine, theirs = _seeds_of(inquiry.case)
     is_blamed = mine != theirs and not inquiry.is_varied
     return inquiry.conclude("unseeded-random-numbers") if is_blamed else None
 

@@ -21,9 +21,15 @@ def differing_settings(records: Pair) -> Iterator[tuple[str, str, str]]:
             yield name, str(mine[name]), str(theirs.get(name))
 
 
-def seeds(records: Sequence[WitnessRecord]) -> list[int]:
-    """Return what `torch.manual_seed` was given before the first step, in order."""
-    found = _start_fact(records, "seeds", [])
+def seeds(records: Sequence[WitnessRecord], step: int) -> list[int]:
+    """Return what `torch.manual_seed` was given before the last optimizer began, in order.
+
+    Args:
+        records: of one process.
+        step: optimizers that began after it are left out.
+    """
+    starts = [record for record in records if record.step == 0 and record.step_within <= step]
+    found = _start_fact(starts[::-1], "seeds", [])
     return list(found) if isinstance(found, list) else []
 
 

@@ -1,6 +1,7 @@
 """Whether trained weights were drawn before anybody set a seed."""
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,13 +12,14 @@ _DRAWING = (
     "kaiming_uniform_", "kaiming_normal_", "orthogonal_", "sparse_",
 )  # fmt: skip
 _FINGERPRINT_ELEMENTS = 16
+_MOST_SEEDS = 8
 
 
 class SeedWatch:
     """Notes the calls of `torch.manual_seed`, and what `torch.nn.init` draws before the first."""
 
     def __init__(self) -> None:
-        self._seeds: list[int] = []
+        self._seeds: deque[int] = deque(maxlen=_MOST_SEEDS)
         # By their values: what wraps a model may put other tensors in their place.
         self._drawn_unseeded: set[bytes] = set()
         self._first_seed = 0
@@ -40,9 +42,9 @@ class SeedWatch:
         self._undo = []
 
     def facts(self, parameters: Iterable[torch.Tensor]) -> dict[str, Any]:
-        """Return what was seen: the seeds in order, and how many parameters they do not reach."""
+        """Return what was seen: the last seeds in order, and how many parameters none reaches."""
         unreached = sum(_fingerprint(p) in self._drawn_unseeded for p in parameters)
-        return {"seeds": self._seeds[:8], "drawn_before_seed": unreached}
+        return {"seeds": list(self._seeds), "drawn_before_seed": unreached}
 
     def _is_seeded(self) -> bool:
         """Tell whether a seed was set, by a call that was seen or by another way."""

@@ -83,6 +83,7 @@ def test_the_tensor_that_parts_is_named(
     assert "exp_avg" in name
 
 
+@pytest.mark.long
 def test_a_varied_key_is_found_at_the_optimizer(mltune: MltuneRun, tmp_path: Path) -> None:
     result = mltune(
         "repro-check", "--json", *SHORT, "--set", "train.schedule=constant",

@@ -139,6 +139,7 @@ def test_a_command_that_changed_is_found_at_its_step(check: Check) -> None:
     assert report["golden"]["first_difference"]["step"] == 3
 
 
+@pytest.mark.long
 def test_another_thread_count_is_the_environments_doing(check: Check, tmp_path: Path) -> None:
     assert check("--record", "g.json")[0] == 0
     two = {"OMP_NUM_THREADS": "2"}

@@ -44,6 +44,7 @@ def test_the_bundled_recipe_under_one_condition(
     assert result.code == 0, result.stdout + result.stderr
 
 
+@pytest.mark.long
 def test_more_threads_are_the_cause_wherever_they_decide_bits(
     mltune: Any, short: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -304,3 +304,16 @@ def test_threads_do_not_explain_numbers_that_come_from_outside() -> None:
     assert found.cause == "unseeded-random-numbers"
     assert "threads was 1 in one run and 2 in the other" in found.evidence
     assert diagnose(case(records=runs, localisation=place()), Experiments()).cause == "thread-count"
+
+
+def test_seeds_of_a_later_optimizer_tell_of_its_beginning() -> None:
+    runs = tuple(
+        [start(), WitnessRecord(0, {}, "Adam 2", {"seeds": [0, seed]}, after=2)] for seed in (3, 4)
+    )
+    begins = difference("parameters", 3).model_copy(update={"is_start": True})
+    found = diagnose(case(difference=begins, records=runs), Experiments("nothing-helps"))
+    assert found.cause == "unseeded-random-numbers"
+    assert "given 0, 3 in one run and 0, 4 in the other" in found.evidence[0]
+    # What part before it began do not part because of its seeds.
+    found = diagnose(case(difference=difference("loss", 2), records=runs), Experiments("nothing"))
+    assert found.cause == "unknown"

@@ -115,10 +115,10 @@ def test_every_family_loses_and_learns_the_same(kind: str) -> None:
     ("values", "tolerance"),
     [
         ({}, 1e-4),
-        ({"data__packing": True}, 1e-4),
+        pytest.param({"data__packing": True}, 1e-4, marks=pytest.mark.long),
         ({"model__dtype": "bfloat16"}, 2e-2),
-        ({"adapter__method": "rslora"}, 1e-4),
-        ({"train__activation_checkpointing": True}, 1e-4),
+        pytest.param({"adapter__method": "rslora"}, 1e-4, marks=pytest.mark.long),
+        pytest.param({"train__activation_checkpointing": True}, 1e-4, marks=pytest.mark.long),
     ],
 )
 def test_fifty_steps_lose_what_they_lose_without(
