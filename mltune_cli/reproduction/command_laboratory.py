@@ -50,7 +50,10 @@ class CommandLaboratory(CheckedRuns):
             nonlocal trace
             stem = self._stem(process, trace.folder)
             trace = TraceFiles(trace.folder, process, stem)
-            return stem is not None and trace.is_whole()
+            if stem is None or not trace.is_whole():
+                return False
+            # The record of the step comes after its trace.
+            return any(one.step >= request.step for one in self._read(trace.folder, process))
 
         self._run_until(folder, conditions, {"MLTUNE_TRACE": request.to_json()}, is_whole)
         return trace
@@ -59,11 +62,14 @@ class CommandLaboratory(CheckedRuns):
         """See `explaining.Laboratory`."""
         first, second = (self.traced(run, request, process) for run in runs)
         mine, theirs = (self._read(trace.folder, process) for trace in (first, second))
-        earlier = _compared([mine, theirs], process, request.step - 1)
-        return TracedPair((first, second), earlier, (mine, theirs))
+        earlier, parted = (
+            _compared([mine, theirs], process, last) for last in (request.step - 1, request.step)
+        )
+        return TracedPair((first, second), earlier, parted, (mine, theirs))
 
-    def try_pair(self, conditions: Sequence[str], last_step: int) -> FirstDifference | None:
+    def try_pair(self, conditions: Sequence[str], until: FirstDifference) -> FirstDifference | None:
         """See `explaining.Laboratory`."""
+        last_step, is_whole = until.step, until.stage == "missing"
         made = [parse_condition(text, self.inherited) for text in conditions]
         first = self._all(self.folder / "run-1" / "witness")
         expected = Counter(stream for stream, one in first if one.step_within <= last_step)
@@ -71,12 +77,13 @@ class CommandLaboratory(CheckedRuns):
         for _ in range(2):
             folder = self.explanation.new_experiment()
             seen = _Seen(folder / "witness", expected, last_step)
-            self._run_until(folder, made, {}, seen.has_come)
+            # Whether a step comes or not is known at the end alone.
+            self._run_until(folder, made, {}, None if is_whole else seen.has_come)
             folders.append(folder / "witness")
         streams = sorted({stream for folder in folders for stream, _ in self._all(folder)})
         for stream in streams:
             runs = [self._read(folder, stream) for folder in folders]
-            difference = _compared(runs, stream, last_step)
+            difference = _compared(runs, stream, last_step, are_whole=is_whole)
             if difference is not None:
                 return difference
         return None
@@ -106,12 +113,12 @@ class CommandLaboratory(CheckedRuns):
         folder: Path,
         conditions: Sequence[Condition],
         variables: Mapping[str, str],
-        is_done: Callable[[], bool],
+        is_done: Callable[[], bool] | None,
     ) -> None:
-        """Run the command until what was looked for is there.
+        """Run the command until what was looked for is there; None waits for its end.
 
         Raises:
-            NoVerdictError: it ended before, or the time is up.
+            NoVerdictError: it failed, or ended before, or the time is up.
         """
         files = folder / "files"
         files.mkdir()
@@ -128,12 +135,13 @@ class CommandLaboratory(CheckedRuns):
                     cwd=ready.cwd,
                     umask=ready.umask,
                 )
-            while process.is_running and not is_done():
+            while process.is_running and not (is_done is not None and is_done()):
                 if self.deadline is not None and time.monotonic() > self.deadline:
                     raise NoVerdictError("the time that --timeout gives is up")
                 time.sleep(_POLL_SECONDS)
-            if not is_done():
-                failure = process.failure() or "it ended before the end of the step"
+            if is_done is not None and not is_done():
+                raise NoVerdictError(process.failure() or "it ended before the end of the step")
+            if is_done is None and (failure := process.failure()) is not None:
                 raise NoVerdictError(failure)
         finally:
             if process is not None:
@@ -177,9 +185,13 @@ def _streams(folder: Path) -> set[str]:
 
 
 def _compared(
-    runs: Sequence[Sequence[WitnessRecord]], process: str, last_step: int
+    runs: Sequence[Sequence[WitnessRecord]],
+    process: str,
+    last_step: int,
+    *,
+    are_whole: bool = False,
 ) -> FirstDifference | None:
-    """Return where two runs part up to a step."""
+    """Return where two runs part up to a step; runs that are whole must have the same steps."""
     comparison = OrderedComparison(len(runs))
     for number, records in enumerate(runs):
         for record in records:
@@ -191,4 +203,4 @@ def _compared(
         difference = comparison.end(number)
         if difference is not None:
             return difference
-    return None
+    return comparison.missing() if are_whole else None

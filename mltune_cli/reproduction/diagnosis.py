@@ -115,7 +115,7 @@ def diagnose(case: Case, try_pair: TryPair) -> Diagnosis:
         try_pair: runs an experiment.
     """
     chance = PartingChance(parted=1 + case.parted_again, agreed=case.agreed)
-    experiments = Experiments(try_pair, case.difference.step, chance)
+    experiments = Experiments(try_pair, case.difference, chance)
     inquiry = _Inquiry(case, experiments, list(_seen(case)), bool(case.variation))
     rules = (
         _variation, _settings, _memory, _kernel_search, _operation_itself, _what_was_left,
@@ -220,7 +220,7 @@ def _memory(inquiry: _Inquiry) -> Diagnosis | None:
     where = inquiry.case.localisation
     if where is None:
         return None
-    if where.reads_uninitialised and where.differs == "output":
+    if where.reads_uninitialised and where.differs == "output" and where.reaches_training:
         return inquiry.conclude(
             "uninitialised-memory", f"{_call(where)} reads memory that nothing has written"
         )
@@ -255,7 +255,7 @@ def _kernel_search(inquiry: _Inquiry) -> Diagnosis | None:
 
 def _operation_itself(inquiry: _Inquiry) -> Diagnosis | None:
     where = inquiry.case.localisation
-    if where is None or where.differs != "output":
+    if where is None or where.differs != "output" or not where.reaches_training:
         return None
     if where.made_by is None and where.operation.startswith(_FROM_OUTSIDE):
         return None
@@ -284,7 +284,8 @@ def _conditions(inquiry: _Inquiry) -> Diagnosis | None:
         if inquiry.is_cured_by(condition, said):
             is_start = inquiry.case.difference.is_start
             if cause == "unseeded-random-numbers" and is_start:
-                is_late = drawn_before_seed(inquiry.case.records[0]) > 0
+                optimizer = inquiry.case.difference.optimizer
+                is_late = drawn_before_seed(inquiry.case.records[0], optimizer) > 0
                 cause = "seed-after-initialisation" if is_late else "unseeded-initialisation"
             _add_call(inquiry)
             return inquiry.conclude(cause)
@@ -369,6 +370,11 @@ def _control_flow(inquiry: _Inquiry) -> Diagnosis | None:
             "control-flow",
             f"one run calls {where.values[0]}, where the other calls {where.values[1]}",
         )
+    if not where.reaches_training:
+        _add_call(inquiry)
+        if not inquiry.case.difference.is_start:
+            inquiry.evidence.append("nothing is known to be trained on what came of that call")
+        return None
     if where.differs == "argument" and where.values is not None:
         return inquiry.conclude(
             "outside-value",
@@ -376,7 +382,9 @@ def _control_flow(inquiry: _Inquiry) -> Diagnosis | None:
             "other",
         )
     _add_call(inquiry)
-    if where.differs == "input" and where.made_by is None:
+    # What a later optimizer trains may have been made long before the step that was traced.
+    is_older = inquiry.case.difference.is_start and where.step > 0
+    if where.differs == "input" and where.made_by is None and not is_older:
         return inquiry.conclude(
             "outside-value",
             f"an input of {_call(where)} comes from outside torch, and is not the same",

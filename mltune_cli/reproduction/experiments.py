@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from mltune_cli.reproduction.report import FirstDifference
 
-# Runs a pair under conditions that both have; returns where they part, up to a step.
-TryPair = Callable[[Sequence[str], int], FirstDifference | None]
+# Runs a pair under conditions that both have; returns where they part, up to where others did.
+TryPair = Callable[[Sequence[str], FirstDifference], FirstDifference | None]
 
 # That pairs agree by chance, under a condition that has nothing to do with it, is as unlikely as
 # this or less; where some pairs have agreed with no condition, each of several conditions could.
@@ -57,17 +57,17 @@ class Experiments:
     """Runs pairs, and counts.
 
     Attributes:
-        last_step: up to which runs are compared.
+        until: the difference up to whose step runs are compared.
         chance: of parting, where nothing makes the runs agree.
     """
 
     try_pair: TryPair
-    last_step: int
+    until: FirstDifference
     chance: PartingChance
 
     def agree(self, *conditions: str) -> bool:
         """Tell whether two runs under the same conditions agree."""
-        return self.try_pair(conditions, self.last_step) is None
+        return self.try_pair(conditions, self.until) is None
 
     def agree_as_before(self) -> bool:
         """Tell whether two runs under no condition agree."""

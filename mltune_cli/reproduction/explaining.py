@@ -46,8 +46,8 @@ class Laboratory(Protocol):
             NoVerdictError: one failed before the end of the step.
         """
 
-    def try_pair(self, conditions: Sequence[str], last_step: int) -> FirstDifference | None:
-        """Run two runs under the same conditions; return where they part up to a step.
+    def try_pair(self, conditions: Sequence[str], until: FirstDifference) -> FirstDifference | None:
+        """Run two runs under the same conditions; return where they part up to where others did.
 
         Raises:
             NoVerdictError: one failed before the end of the step.

@@ -38,6 +38,7 @@ class GoldenEntry(_Frozen):
         recipe: the resolved recipe, flat, without what only names places.
         inputs: digests of model, tokenizer and data, by name.
         records: of each process that trains, every step's digests as the witness wrote them.
+        digests: how a command's were computed; those of another number cannot be compared.
     """
 
     subject: str
@@ -50,6 +51,7 @@ class GoldenEntry(_Frozen):
     inputs: dict[str, str]
     last_loss: float | None
     records: dict[str, list[dict[str, Any]]]
+    digests: int = 1
 
     @property
     def steps(self) -> int:

@@ -11,11 +11,9 @@ from mltune_cli.reproduction.report import (
     GoldenComparison,
     ReproductionReport,
 )
-from mltune_cli.reproduction.witness_files import OrderedComparison, without_stages
+from mltune_cli.reproduction.witness_files import OrderedComparison
 
 _MOST_CHANGES = 12
-# The witness did not have it from the start: a golden that was recorded before has none of it.
-_LATE_STAGE = "buffers"
 
 
 def held_against(
@@ -49,19 +47,16 @@ def held_against(
     if golden.verdict == "code_changed":
         verdict = "different"
     elif golden.verdict == "environment_changed":
+        is_outdated = not any(entry.digests == current.digests for entry in entries)
         sentence = f"{source} has no golden for this environment"
+        if entries and is_outdated:
+            sentence = f"{source} was recorded when digests were computed in another way"
         if allow_new_environment:
             notes.append(f"{sentence}; that the runs are equal decides alone")
         else:
             verdict, reason = "no_verdict", sentence
     elif golden.environment_class != current.environment_class:
         notes.append(f"{source} has no golden for this environment, yet every digest equals one's")
-    held = next((e for e in entries if e.environment_class == golden.environment_class), None)
-    if held is not None and _left_out(held, current):
-        notes.append(
-            f"{source} has no digests of buffers (running statistics), which were not always "
-            "taken: they are left out of the comparison until it is recorded anew"
-        )
     return report.model_copy(
         update={"verdict": verdict, "reason": reason, "notes": notes, "golden": golden}
     )
@@ -70,6 +65,7 @@ def held_against(
 def _compared(
     entries: Sequence[GoldenEntry], current: GoldenEntry, source: str, record_command: str
 ) -> GoldenComparison:
+    outdated, entries = entries, [e for e in entries if e.digests == current.digests]
     own = [e for e in entries if e.environment_class == current.environment_class]
     parted = {id(entry): first_difference(entry, current) for entry in own or entries}
     equal = next((entry for entry in own or entries if parted[id(entry)] is None), None)
@@ -81,6 +77,13 @@ def _compared(
             verdict="code_changed",
             first_difference=parted[id(own[0])],
             changes=list(_changes(own[0], current)),
+        )  # fmt: skip
+    if outdated and not entries:
+        was, now = str(outdated[0].digests), str(current.digests)
+        return _about(
+            outdated[0], source, record_command,
+            verdict="environment_changed",
+            changes=[GoldenChange(kind="mltune", name="the kind of digests", was=was, now=now)],
         )  # fmt: skip
     if not entries:
         return GoldenComparison(
@@ -113,25 +116,14 @@ def _about(entry: GoldenEntry, source: str, record_command: str, **found: Any) -
 def first_difference(golden: GoldenEntry, current: GoldenEntry) -> FirstDifference | None:
     """Return where two trainings part, or None where all that both of them digest is equal."""
     comparison = OrderedComparison(2)
-    left_out = _left_out(golden, current)
     for number, entry in enumerate((golden, current)):
         for name, stream in entry.witness().items():
             for record in stream:
-                found = comparison.add(number, name, without_stages(record, left_out))
+                found = comparison.add(number, name, record)
                 if found is not None:
                     return _named(found, golden)
     missing = comparison.missing()
     return None if missing is None else _named(missing, golden)
-
-
-def _left_out(golden: GoldenEntry, current: GoldenEntry) -> tuple[str, ...]:
-    """Return the stages that a golden knows nothing of, in any step of any process."""
-
-    def has_late_stage(entry: GoldenEntry) -> bool:
-        return any(_LATE_STAGE in record for stream in entry.records.values() for record in stream)
-
-    is_unknown = has_late_stage(current) and not has_late_stage(golden)
-    return (_LATE_STAGE,) if is_unknown else ()
 
 
 def _named(found: FirstDifference, golden: GoldenEntry) -> FirstDifference:

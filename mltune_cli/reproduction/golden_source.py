@@ -19,7 +19,7 @@ from mltune_cli.reproduction.kept_commands import kept_command
 from mltune_cli.reproduction.report import ReproductionReport
 from mltune_cli.reproduction.run_diff import read_witness, what_is_missing
 from mltune_cli.reproduction.witness_files import WitnessFiles
-from mltune_cli.witness.record import WitnessRecord
+from mltune_cli.witness.record import DIGESTS, WitnessRecord
 
 WITNESS_FOLDER = "witness"
 _REPORT = "report.json"
@@ -130,6 +130,7 @@ def entry_of_command(
         inputs={},
         last_loss=None,
         records={name: [_fields(record) for record in streams[name]] for name in sorted(streams)},
+        digests=DIGESTS,
     )
 
 

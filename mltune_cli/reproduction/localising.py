@@ -26,11 +26,13 @@ class TracedPair:
     Attributes:
         traces: of the process in question.
         earlier: where the two runs parted before the traced step; None where they did not.
+        parted: where they parted up to its end.
         records: of the same process, with the digests of single tensors where it writes them.
     """
 
     traces: tuple[TraceFiles, TraceFiles]
     earlier: FirstDifference | None
+    parted: FirstDifference | None
     records: tuple[Sequence[WitnessRecord], Sequence[WitnessRecord]] = ((), ())
 
 
@@ -75,18 +77,20 @@ def localise(difference: FirstDifference, run_pair: RunPair, run_one: RunOne) ->
             pair = run_pair(TraceRequest(step), process)
             result.records = pair.records
             if pair.earlier is None:
-                result.found = _of_pair(pair, step, process, run_pair, run_one)
-                if result.found is not None:
-                    result.parted += 1
-                    break
-                result.agreed += 1  # the next pair may part
-                continue
+                if pair.parted is None:  # whatever their traces say, nothing comes of it
+                    result.agreed += 1  # the next pair may part
+                    continue
+                result.parted += 1
+                result.found = _of_pair(result, pair, step, process, run_pair, run_one)
+                break
             result.parted += 1
             result.notes.append(
                 f"run again, they parted at step {pair.earlier.step} already: what parts them "
                 "moves from run to run"
             )
             step = pair.earlier.step
+        if difference.is_start and step > 0 and _is_older(result.found):
+            result.found = _made_before(process, run_pair) or result.found
         if result.found is None and step > 0:
             _convict(result, step, process, run_one)
     except NoVerdictError as error:
@@ -94,8 +98,23 @@ def localise(difference: FirstDifference, run_pair: RunPair, run_one: RunOne) ->
     return result
 
 
+def _is_older(found: Localisation | None) -> bool:
+    """Tell whether what differs was there when the trace began."""
+    return found is None or (found.differs == "input" and found.made_by is None)
+
+
+def _made_before(process: str, run_pair: RunPair) -> Localisation | None:
+    """Look where a later optimizer's model was made: perhaps before the first step."""
+    return compare_traces(*run_pair(TraceRequest(0), process).traces, 0)
+
+
 def _of_pair(
-    pair: TracedPair, step: int, process: str, run_pair: RunPair, run_one: RunOne
+    result: Localising,
+    pair: TracedPair,
+    step: int,
+    process: str,
+    run_pair: RunPair,
+    run_one: RunOne,
 ) -> Localisation | None:
     found = compare_traces(*pair.traces, step)
     if found is None:
@@ -103,7 +122,12 @@ def _of_pair(
     if any(tensor.differing is None for tensor in found.tensors) and not found.reads_uninitialised:
         # More was moved before it than is kept: once more, keeping from there on.
         again = run_pair(TraceRequest(step, keep_from=found.record), process)
-        found = compare_traces(*again.traces, step) or found
+        if again.parted is None:
+            result.agreed += 1
+        else:
+            result.parted += 1
+        if again.parted is not None and again.earlier is None:
+            found = compare_traces(*again.traces, step) or found
     if found.differs == "output" and not found.reads_uninitialised:
         request = TraceRequest(step, executions=_EXECUTIONS, keep_from=found.record)
         guilty = convicted(run_one(request, process), step)
@@ -117,7 +141,9 @@ def _convict(result: Localising, step: int, process: str, run_one: RunOne) -> No
     request = TraceRequest(step, executions=_EXECUTIONS)
     trace = run_one(request, process)
     # Under the trace memory is allocated in another order, and garbage may happen to be equal.
-    result.found = convicted(trace, step) or uninitialised_read(trace, step)
+    found = convicted(trace, step), uninitialised_read(trace, step)
+    # What nothing is trained on is not why the runs part.
+    result.found = next((one for one in found if one is not None and one.reaches_training), None)
     if result.found is None and not result.parted:
         result.notes.append(
             f"run again under the trace, the runs did not part up to step {step}, and no "

@@ -33,12 +33,17 @@ def seeds(records: Sequence[WitnessRecord], step: int) -> list[int]:
     return list(found) if isinstance(found, list) else []
 
 
-def drawn_before_seed(records: Sequence[WitnessRecord]) -> int:
-    """Return how many trained tensors were drawn before a seed that came too late for them."""
+def drawn_before_seed(records: Sequence[WitnessRecord], optimizer: str | None = None) -> int:
+    """Return how many trained tensors were drawn before a seed that came too late for them.
+
+    Args:
+        records: of one process.
+        optimizer: that trains them; None for all.
+    """
     return sum(
         int(record.facts.get("drawn_before_seed", 0))
         for record in records
-        if record.step == 0 and record.facts.get("seeds")
+        if record.step == 0 and record.facts.get("seeds") and optimizer in (None, record.source)
     )
 
 

@@ -49,11 +49,13 @@ class RecipeLaboratory(CheckedRuns):
     def traced_pair(self, runs: tuple[int, int], request: TraceRequest, process: str) -> TracedPair:
         """See `explaining.Laboratory`."""
         first, second = (self._traced(run, request, process) for run in runs)
-        earlier = _compared([first[1], second[1]], request.step - 1)
-        return TracedPair((first[0], second[0]), earlier, (first[1], second[1]))
+        records = (first[1], second[1])
+        earlier, parted = (_compared(records, last) for last in (request.step - 1, request.step))
+        return TracedPair((first[0], second[0]), earlier, parted, records)
 
-    def try_pair(self, conditions: Sequence[str], last_step: int) -> FirstDifference | None:
+    def try_pair(self, conditions: Sequence[str], until: FirstDifference) -> FirstDifference | None:
         """See `explaining.Laboratory`."""
+        last_step = until.step
         made = [parse_condition(text, self.inherited) for text in conditions]
         runs = []
         for _ in range(2):

@@ -2,8 +2,10 @@
 
 Its witness counts steps from 0 again, and nobody says which checkpoint it started from. Where it
 stands in the first run is told by its parameters: they must be those of one of the steps that the
-killed process had taken. Optimizers are numbered anew as well: one that goes on in the second phase
-of a training is its process's first, and was the second of the process that went through.
+killed process had taken. Where they are not, they may have been changed between two steps, by
+another optimizer or by hand: then the next step tells. Optimizers are numbered anew as well: one
+that goes on in the second phase of a training is its process's first, and was the second of the
+process that went through.
 """
 
 from collections.abc import Iterator, Mapping
@@ -57,7 +59,10 @@ class ResumedStream:
         self._other = other
         self._ignored = ignored
         self._starts: list[_Start] | None = None
-        self._no_start: FirstDifference | None = None
+        # What is wrong if no step shows that the last optimizer began as it should have.
+        self._doubt: FirstDifference | None = None
+        self._found: FirstDifference | None = None
+        self._steps_before = 0
         self._taken = 0
 
     @property
@@ -66,34 +71,51 @@ class ResumedStream:
         return (self._starts[0].step if self._starts else 0) + self._taken
 
     def add(self, record: WitnessRecord) -> FirstDifference | None:
-        """Take the next record; return what differs, whichever state it started from."""
+        """Take the next record; return what differs, whichever state it started from.
+
+        What differs once is returned ever after.
+        """
+        if self._found is None:
+            self._found = self._added(record)
+        return self._found
+
+    def _added(self, record: WitnessRecord) -> FirstDifference | None:
         if self._starts is None:
+            # Of a fork whose parent has trained, the first step is not the process's first.
+            self._steps_before = record.steps_taken
             self._starts = self._possible_starts(record)
-            if self._starts:
-                return None
-            self._no_start = self._unknown_start(record)
-        if self._no_start is not None:
-            return self._no_start
-        self._taken = max(self._taken, record.step)
+            return None if self._starts else self._doubt
         if record.step == 0:
             return self._other_start(record, self._starts)
-        found = [(start, self._difference_from(start, record)) for start in self._starts]
+        taken = record.step - self._steps_before
+        self._taken = max(self._taken, taken)
+        found = [(start, self._difference_from(start, taken, record)) for start in self._starts]
         left = [start for start, difference in found if difference is None]
         if not left:
-            return found[0][1]
-        self._starts = left
+            return self._doubt or found[0][1]
+        self._starts, self._doubt = left, None
         return None
 
     def _possible_starts(self, record: WitnessRecord) -> list[_Start]:
-        """Return the steps after which the parameters were these, the last one first.
+        """Return the steps after which the process may have begun, the last one first.
 
-        There may be several: a first step with a learning rate of 0 changes nothing.
+        There may be several with the same parameters: a first step with a learning rate of 0
+        changes nothing.
         """
-        starts = []
-        for name in self._likes(record.source):
-            steps = sorted(set(self._steps_with(name, record)), reverse=True)
-            starts += [_Start(step, {record.source: name}) for step in steps]
-        return starts
+        likes = self._likes(record.source)
+        found = [
+            _Start(step, {record.source: name})
+            for name in likes
+            for step in set(self._steps_with(name, record))
+        ]
+        if not found:
+            self._doubt = self._unknown_start(record)
+            found = [
+                _Start(r.step - 1, {record.source: r.source})
+                for r in self._reference
+                if 0 < r.step <= self._killed_step + 1 and r.source in likes
+            ]
+        return sorted(found, key=lambda start: -start.step)
 
     def _steps_with(self, name: str, record: WitnessRecord) -> Iterator[int]:
         own = [r for r in self._reference if r.source == name]
@@ -121,9 +143,10 @@ class ResumedStream:
             self._killed_step, ["resume"], (expected, record.digests.get("parameters", ""))
         )
 
-    def _difference_from(self, start: _Start, record: WitnessRecord) -> FirstDifference | None:
-        step = start.step + record.step
-        source = start.names[record.source]
+    def _difference_from(
+        self, start: _Start, taken: int, record: WitnessRecord
+    ) -> FirstDifference | None:
+        step, source = start.step + taken, start.names[record.source]
         expected = self._by_step.get(step)
         if expected is None:
             return self._difference(step, ["missing"], None)
@@ -134,7 +157,7 @@ class ResumedStream:
             if stage not in self._ignored
             and expected.digests.get(stage) != record.digests.get(stage)
         ]  # fmt: skip
-        if record.step == 1 and "batch" in stages and _rows_are_the_same(expected, record):
+        if taken == 1 and "batch" in stages and _rows_are_the_same(expected, record):
             stages.remove("batch")
         if all(stage in _GENERATORS for stage in stages):
             # Nothing came of it: generators that are not restored and not used are no fault.
@@ -145,22 +168,26 @@ class ResumedStream:
 
     def _other_start(self, record: WitnessRecord, starts: list[_Start]) -> FirstDifference | None:
         """See which of the first run's optimizers another one is that takes its first step."""
-        self._starts = [
-            start.naming(record.source, name)
+        free = [
+            (start, name)
             for start in starts
             for name in self._likes(record.source)
             if name not in start.names.values()
-            and _start_of(record) in map(_start_of, self._last_state(start, name))
         ]
-        if self._starts:
-            return None
-        self._starts = [starts[0].naming(record.source, record.source)]
-        states = self._last_state(starts[0], record.source)
-        expected = states[0].digests.get("parameters", "") if states else "missing"
-        values = (expected, record.digests.get("parameters", ""))
-        return self._difference(
-            self.last_step + 1, ["parameters"], values, record.source, is_start=True
-        )
+        alike = [
+            (start, name)
+            for start, name in free
+            if _start_of(record) in map(_start_of, self._last_state(start, name))
+        ]
+        if not alike:
+            states = self._last_state(starts[0], record.source)
+            expected = states[0].digests.get("parameters", "") if states else "missing"
+            values = (expected, record.digests.get("parameters", ""))
+            self._doubt = self._difference(
+                self.last_step + 1, ["parameters"], values, record.source, is_start=True
+            )
+        self._starts = [start.naming(record.source, name) for start, name in alike or free]
+        return None if self._starts else self._doubt
 
     def _last_state(self, start: _Start, name: str) -> list[WitnessRecord]:
         """Return the state of one of the first run's optimizers, if it had one by then."""
@@ -184,8 +211,8 @@ class ResumedStream:
 
     def missing(self) -> FirstDifference | None:
         """Return the first step that the ended process did not take and the first run did."""
-        if self._no_start is not None:
-            return self._no_start
+        if self._found is not None or self._doubt is not None:
+            return self._found or self._doubt
         last = max(self._by_step, default=0)
         if self._starts and any(start.step + self._taken == last for start in self._starts):
             return None

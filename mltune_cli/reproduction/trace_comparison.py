@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from mltune_cli.errors import NoVerdictError
 from mltune_cli.reproduction.report import Differing, Localisation, TensorDifference
 from mltune_cli.reproduction.tensor_files import raw_tensor, tensor_distance
+from mltune_cli.reproduction.trace_flow import TraceFlow
 from mltune_cli.witness.trace_record import END, UNINITIALISED, TracedTensor, TraceRecord
 
 _NOTHING = TraceRecord("(the step has ended)", "elsewhere", "")
@@ -72,58 +73,131 @@ def _fields(line: bytes) -> dict[str, Any]:
     return fields
 
 
+@dataclass(frozen=True)
+class _Parting:
+    """A call at which two traces part, other than in consequence of one before."""
+
+    place: int
+    pair: tuple[TraceRecord, TraceRecord]
+    differing: Differing
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether it parts by itself, even if not all that came of calls before was followed."""
+        return self.differing != "input" or all(
+            mine.made_by is None
+            for mine, theirs in zip(self.pair[0].inputs, self.pair[1].inputs, strict=False)
+            if mine.digest != theirs.digest
+        )
+
+
 def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisation | None:
-    """Return the first call at which two traces part; None where they are equal.
+    """Return the call at which two traces part; None where they are equal.
+
+    It is the first one, unless nothing of the step is trained on what came of it, and something is
+    on what came of a later one.
 
     Raises:
         NoVerdictError: a trace is missing or damaged.
     """
     operations: list[str] = []
+    partings: list[_Parting] = []
+    flow = TraceFlow()
     pairs = itertools.zip_longest(first.records(), second.records(), fillvalue=_NOTHING)
-    for number, (mine, theirs) in enumerate(pairs):
+    for place, (mine, theirs) in enumerate(pairs):
         differing = _differing(mine, theirs)
-        if differing is not None:
-            return _localisation(
-                number, (mine, theirs), differing, operations, (first, second), step
-            )
+        parts = differing is not None and not _is_consequence(differing, (mine, theirs), flow)
+        if parts and differing is not None:
+            partings.append(_Parting(place, (mine, theirs), differing))
+        flow.add(place, mine, begins=parts, by_numbers=differing in ("argument", "operation"))
         operations.append(mine.operation)
-    return None
+        if differing == "operation" or (partings and partings[0].place in flow.reaching):
+            break
+    if not partings:
+        return None
+    chosen = partings[0]
+    # After another operation has been called, calls have no counterparts, and are not read.
+    reaching = {one.place for one in partings if one.differing == "operation"} | flow.reaching
+    if chosen.place not in reaching:
+        others = (one for one in partings if one.place in reaching and one.is_certain)
+        chosen = next(others, chosen)
+    return _localisation(
+        chosen, operations, (first, second), step, reaches_training=chosen.place in reaching
+    )
+
+
+def _is_consequence(
+    differing: Differing, pair: tuple[TraceRecord, TraceRecord], flow: TraceFlow
+) -> bool:
+    """Tell whether a call parts because of one before that is followed."""
+    if differing == "input":
+        apart = zip(pair[0].inputs, pair[1].inputs, strict=False)
+        return all(flow.is_followed(a.made_by) for a, b in apart if a.digest != b.digest)
+    return differing in ("argument", "operation") and flow.has_become_a_number
 
 
 def convicted(trace: TraceFiles, step: int) -> Localisation | None:
     """Return the first call that gave two results from the same inputs; None where none did.
 
+    One that the step is trained on, where there is such a one.
+
     Args:
         trace: one whose operations were executed several times.
         step: that was traced.
     """
-    for number, record in enumerate(trace.records()):
-        if record.unequal:
-            return Localisation(
-                **_place(record, number, trace.process, step),
-                differs="output",
-                tensors=[
-                    _tensor_difference(
-                        f"output {place}", record.outputs[place],
-                        (record.outputs[place].digest, digest), (trace, trace),
-                    )
-                    for place, digest in record.unequal
-                ],
-                is_convicted=True,
-            )  # fmt: skip
-    return None
+    found = _first_that_reaches(trace, lambda record: bool(record.unequal))
+    if found is None:
+        return None
+    number, record, reaches = found
+    return Localisation(
+        **_place(record, number, trace.process, step),
+        differs="output",
+        tensors=[
+            _tensor_difference(
+                f"output {place}", record.outputs[place],
+                (record.outputs[place].digest, digest), (trace, trace),
+            )
+            for place, digest in record.unequal
+        ],
+        is_convicted=True,
+        reaches_training=reaches,
+    )  # fmt: skip
 
 
 def uninitialised_read(trace: TraceFiles, step: int) -> Localisation | None:
-    """Return the first call that reads memory which nothing has written; None where none does."""
-    for number, record in enumerate(trace.records()):
-        if any(tensor.digest == UNINITIALISED for tensor in record.inputs):
-            return Localisation(
-                **_place(record, number, trace.process, step),
-                differs="output",
-                reads_uninitialised=True,
-            )
-    return None
+    """Return the first call that reads memory which nothing has written; None where none does.
+
+    One that the step is trained on, where there is such a one.
+    """
+    found = _first_that_reaches(
+        trace, lambda record: any(tensor.digest == UNINITIALISED for tensor in record.inputs)
+    )
+    if found is None:
+        return None
+    number, record, reaches = found
+    return Localisation(
+        **_place(record, number, trace.process, step),
+        differs="output",
+        reads_uninitialised=True,
+        reaches_training=reaches,
+    )
+
+
+def _first_that_reaches(
+    trace: TraceFiles, is_guilty: Callable[[TraceRecord], bool]
+) -> tuple[int, TraceRecord, bool] | None:
+    flow = TraceFlow()
+    guilty: dict[int, TraceRecord] = {}
+    for place, record in enumerate(trace.records()):
+        if is_guilty(record):
+            guilty[place] = record
+        flow.add(place, record, begins=place in guilty, by_numbers=False)
+        if guilty and min(guilty) in flow.reaching:
+            break
+    if not guilty:
+        return None
+    place = min(guilty.keys() & flow.reaching, default=min(guilty))
+    return place, guilty[place], place in flow.reaching
 
 
 def _differing(mine: TraceRecord, theirs: TraceRecord) -> Differing | None:
@@ -164,14 +238,14 @@ def _place(record: TraceRecord, number: int, process: str, step: int) -> dict[st
 
 
 def _localisation(
-    number: int,
-    pair: tuple[TraceRecord, TraceRecord],
-    differing: Differing,
+    parting: _Parting,
     operations: list[str],
     traces: tuple[TraceFiles, TraceFiles],
     step: int,
+    *,
+    reaches_training: bool,
 ) -> Localisation:
-    mine, theirs = pair
+    differing, (mine, theirs) = parting.differing, parting.pair
     values: tuple[str, str] | None = None
     tensors: list[TensorDifference] = []
     made_by, outside = None, False
@@ -203,13 +277,14 @@ def _localisation(
     # A call that one run alone makes is shown by the run that makes it.
     shown = theirs if mine is _NOTHING else mine
     return Localisation(
-        **_place(shown, number, traces[0].process, step),
+        **_place(shown, parting.place, traces[0].process, step),
         differs=differing,
         values=values,
         tensors=tensors,
         reads_uninitialised=any(one.digest == UNINITIALISED for one in mine.inputs),
         was_written_outside=outside,
         made_by=made_by,
+        reaches_training=reaches_training,
     )
 
 

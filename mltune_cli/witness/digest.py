@@ -109,7 +109,7 @@ def readable(tensor: torch.Tensor) -> torch.Tensor:
     dtype and the shapes of its parts, then their words.
     """
     if tensor.is_nested:
-        return _nested_parts(tensor)
+        return tensor.values() if tensor.is_meta else _nested_parts(tensor)
     if type(tensor) in _PLAIN_TENSORS and tensor.layout is torch.strided:
         if tensor.is_quantized:
             return _quantised_parts(tensor)

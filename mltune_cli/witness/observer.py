@@ -199,8 +199,6 @@ class Observer:
     def _note_before(self, optimizer: torch.optim.Optimizer, *, has_closure: bool) -> None:
         if optimizer not in self._sources:
             self._note_start(optimizer)
-        names = self._models[optimizer].names
-        parameters = dict(optimizer_parameters(optimizer, names))
         settings_now = hyperparameters(optimizer)
         step = OpenStep(
             {**random_states(), "hyperparameters": bytes_digest(settings_now.encode())},
@@ -208,14 +206,17 @@ class Observer:
             has_closure=has_closure,
         )
         if not has_closure:
-            self._note_seen(step, parameters)
+            self._note_seen(step, optimizer)
         self._open_steps.append(step)
 
-    def _note_seen(self, step: OpenStep, parameters: Mapping[str, torch.Tensor]) -> None:
+    def _note_seen(self, step: OpenStep, optimizer: torch.optim.Optimizer) -> None:
         seen, self._seen = self._seen, Seen()
-        step.add(seen, gradients(parameters))
+        step.add(seen, gradients(_placed(optimizer)))
         if self._per_tensor:
-            step.facts["tensors"] = {"gradients": _each(gradients(parameters))}
+            step.facts["tensors"] = {"gradients": _each(gradients(self._named(optimizer)))}
+
+    def _named(self, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+        return dict(optimizer_parameters(optimizer, self._models[optimizer].names))
 
     def _note_start(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizers += 1
@@ -223,8 +224,7 @@ class Observer:
         self._sources[optimizer] = source
         own = [parameter for _, parameter in optimizer_parameters(optimizer, {})]
         model = self._models[optimizer] = find_model(own)
-        parameters = dict(optimizer_parameters(optimizer, model.names))
-        digests = {"parameters": held_digest(parameters)}
+        digests = {"parameters": held_digest(_placed(optimizer))}
         if model.frozen:
             digests["model"] = held_digest(model.frozen)
         facts = {
@@ -234,7 +234,10 @@ class Observer:
             "surroundings": surroundings(),
         }
         if self._per_tensor:
-            facts["tensors"] = {"model": _each(model.frozen), "parameters": _each(parameters)}
+            facts["tensors"] = {
+                "model": _each(model.frozen),
+                "parameters": _each(self._named(optimizer)),
+            }
         self._write(WitnessRecord(0, digests, source, facts, after=self._steps))
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - the signature is given
@@ -255,10 +258,10 @@ class Observer:
         """Write the step's record; return all tensors that the next step begins with."""
         step = self._open_steps.pop()
         model = self._models[optimizer]
-        parameters = dict(optimizer_parameters(optimizer, model.names))
-        state = dict(state_tensors(optimizer, model.names))
+        parameters = _placed(optimizer)
+        state = dict(state_tensors(optimizer, {}))
         if step.has_closure:
-            self._note_seen(step, parameters)
+            self._note_seen(step, optimizer)
         step.pending["optimizer"] = [pending_held(state)]
         step.pending["parameters"] = [pending_held(parameters)]
         # Not before the first step: the forward pass has changed them by then.
@@ -267,9 +270,9 @@ class Observer:
             step.pending["buffers"] = [pending_held(buffers)]
         if self._per_tensor:
             each = {
-                "optimizer": _each(state),
+                "optimizer": _each(dict(state_tensors(optimizer, model.names))),
                 "buffers": _each(buffers),
-                "parameters": _each(parameters),
+                "parameters": _each(self._named(optimizer)),
             }
             step.facts["tensors"] |= each
         self._steps += 1
@@ -294,6 +297,14 @@ class Observer:
         # One write for each line, so that a kill leaves whole lines.
         self._stream.write(record.to_json() + "\n")
         self._stream.flush()
+
+
+def _placed(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return an optimizer's parameters by group and place.
+
+    Their names are no part of a digest: they come from whatever modules are alive.
+    """
+    return dict(optimizer_parameters(optimizer, {}))
 
 
 def _each(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# Of the digests of a script's training: another number where an equal training gives others.
+DIGESTS = 2
+
 # In the order in which a step computes them: the first stage that differs is where runs parted.
 STAGES = (
     "model",

@@ -223,14 +223,12 @@ def _part(value: Any) -> Any:
         return held_digest({"": value})
     if isinstance(value, list | tuple) or _is_mapping(value):
         return value
-    if _has_bytes(value):
-        if not _is_array(value):
-            said = "".join(_plain(getattr(value, name, None)) for name in _OF_BYTES)
-        elif getattr(value.dtype, "hasobject", False):  # whose bytes are addresses
+    if _is_array(value):
+        if getattr(value.dtype, "hasobject", False):  # whose bytes are addresses
             return value
-        else:
-            said = f"{value.dtype}{value.shape}"
-        return bytes_digest(said.encode() + value.tobytes())
+        return bytes_digest(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+    if _has_bytes(value):
+        return bytes_digest(_plain(value).encode() + _bytes_at_hand(value))
     if not callable(value) and (hasattr(value, "__dict__") or _has_slots(value)):
         return value
     return bytes_digest(_plain(value).encode())
@@ -257,6 +255,19 @@ _OF_BYTES = ("typecode", "shape", "size", "mode")
 
 def _has_bytes(value: Any) -> bool:
     return callable(getattr(value, "tobytes", None)) and not isinstance(value, type)
+
+
+def _bytes_at_hand(value: Any) -> bytes:
+    """Return what an image or the like says and holds; nothing that would have to be made first.
+
+    An image of PIL that is still in its file (which has `tile` then) would be decoded, and can be
+    opened another way no more: the training would be another one.
+    """
+    try:
+        said = "".join(_plain(getattr(value, name, None)) for name in _OF_BYTES).encode()
+        return said if getattr(value, "tile", None) else said + memoryview(value.tobytes())
+    except Exception:  # noqa: BLE001 - whatever its class does there; nobody may train on it
+        return b""
 
 
 def _is_array(value: Any) -> bool:

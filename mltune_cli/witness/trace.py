@@ -120,6 +120,8 @@ class OperationTrace(TorchDispatchMode):
     def finish(self) -> None:
         """End the trace, and say in the file that it is whole."""
         self._leave()
+        if os.getpid() != self._pid:  # a fork, which shares the file
+            return
         self._write_waiting()
         self._stream.write(json.dumps({END: self._count}) + "\n")
         self._stream.close()

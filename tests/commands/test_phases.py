@@ -71,6 +71,78 @@ def test_a_phase_that_is_resumed_well_is_reproducible(
     assert (code, report["compared_steps"]) == (0, 8), output
 
 
+ALTERNATING = """
+import os, sys
+import torch
+
+torch.manual_seed(0)
+path = os.path.join(sys.argv[1], "state")
+encoder = torch.nn.Linear(4, 4)
+heads = [torch.nn.Linear(4, 1) for _ in range(2)]
+models = torch.nn.ModuleList([encoder, *heads])
+optimizers = [torch.optim.SGD([*encoder.parameters(), *h.parameters()], lr=0.1) for h in heads]
+rows, first = torch.randn(8, 8, 4), 0
+if os.path.exists(path):
+    state = torch.load(path)
+    first = state["step"]
+    models.load_state_dict(state["models"])
+    print("resumed after", first)
+    DAMAGE
+for step in range(first, 8):
+    number = step % 2
+    optimizers[number].zero_grad()
+    heads[number](encoder(rows[step])).square().mean().backward()
+    optimizers[number].step()
+    with torch.no_grad():
+        encoder.weight.clamp_(-0.2, 0.2)
+    torch.save({"step": step + 1, "models": models.state_dict()}, path + ".part")
+    os.replace(path + ".part", path)
+"""
+
+
+@pytest.mark.parametrize("damage", ["pass", "encoder.bias.data += 1e-3"])
+def test_weights_that_something_else_changes_too_are_resumed(
+    mltune: Any, tmp_path: Path, damage: str
+) -> None:
+    """No step of an optimizer has its parameters as they are when it begins again."""
+    (tmp_path / "train.py").write_text(ALTERNATING.replace("DAMAGE", damage))
+    command = (sys.executable, "train.py", "{run}")
+    result = mltune(
+        "repro-check", "--no-explain", "--vary", "kill-and-resume=5", "--", *command, cwd=tmp_path
+    )
+    output = result.stdout + result.stderr
+    assert "resumed after" in output
+    assert result.code == (0 if damage == "pass" else 1), output
+    assert ("resume" in output.partition("part\n")[2]) == (damage != "pass"), output
+
+
+OF_OTHER_LENGTH = """
+import pathlib
+import torch
+number = pathlib.Path("number")
+count = int(number.read_text()) if number.exists() else 0
+number.write_text(str(count + 1))
+torch.manual_seed(0)
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(2 + count % 2):
+    optimizer.zero_grad()
+    model(torch.ones(4, 4)).square().mean().backward()
+    optimizer.step()
+"""
+
+
+def test_runs_of_other_lengths_are_compared_to_their_ends(mltune: Any, tmp_path: Path) -> None:
+    """Pairs that end where the shorter run ended agree, and look as if nothing was wrong."""
+    (tmp_path / "train.py").write_text(OF_OTHER_LENGTH)
+    result = mltune("repro-check", "--json", "--", sys.executable, "train.py", cwd=tmp_path)
+    assert result.code == 1, result.stderr
+    report = json.loads(result.stdout)
+    assert report["first_difference"]["stage"] == "missing"
+    assert report["diagnosis"]["cause"] == "unknown", report["diagnosis"]
+    assert not any("agree" in said for said in report["diagnosis"]["evidence"])
+
+
 def test_a_second_phase_that_forgets_its_optimizer_is_found(mltune: Any, tmp_path: Path) -> None:
     code, report, output = check(
         mltune, tmp_path, "--no-explain", "--vary", "kill-and-resume=7", optimizer="pass"

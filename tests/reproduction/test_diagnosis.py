@@ -33,11 +33,11 @@ class Experiments:
         self.cures = cures
         self.tried: list[tuple[str, ...]] = []
 
-    def __call__(self, conditions: Sequence[str], last_step: int) -> FirstDifference | None:
+    def __call__(self, conditions: Sequence[str], until: FirstDifference) -> FirstDifference | None:
         self.tried.append(tuple(conditions))
         named = " ".join(conditions)
         agrees = any(cure in named if cure else not conditions for cure in self.cures)
-        return None if agrees else difference(step=last_step)
+        return None if agrees else until
 
 
 def case(**fields: Any) -> Case:
@@ -77,8 +77,10 @@ def test_a_condition_is_not_blamed_where_later_pairs_agree_without_it() -> None:
     """What depends on how many runs there were before looks as if any condition had helped."""
 
     class Fading(Experiments):
-        def __call__(self, conditions: Sequence[str], last_step: int) -> FirstDifference | None:
-            super().__call__(conditions, last_step)
+        def __call__(
+            self, conditions: Sequence[str], until: FirstDifference
+        ) -> FirstDifference | None:
+            super().__call__(conditions, until)
             return None
 
     found = diagnose(case(), Fading())
@@ -316,4 +318,41 @@ def test_seeds_of_a_later_optimizer_tell_of_its_beginning() -> None:
     assert "given 0, 3 in one run and 0, 4 in the other" in found.evidence[0]
     # What part before it began do not part because of its seeds.
     found = diagnose(case(difference=difference("loss", 2), records=runs), Experiments("nothing"))
+    assert found.cause == "unknown"
+
+
+def test_only_what_the_differing_optimizer_trains_was_drawn_before_the_seed() -> None:
+    records = [
+        WitnessRecord(0, {}, "SGD 1", {"seeds": [0], "drawn_before_seed": 0}),
+        WitnessRecord(0, {}, "SGD 2", {"seeds": [0], "drawn_before_seed": 2}, after=1),
+    ]
+    for optimizer, cause in (
+        ("SGD 1", "unseeded-initialisation"), ("SGD 2", "seed-after-initialisation"),
+    ):  # fmt: skip
+        begins = difference("parameters", 0).model_copy(
+            update={"is_start": True, "optimizer": optimizer}
+        )
+        found = diagnose(case(difference=begins, records=(records, records)), Experiments("seeds"))
+        assert found.cause == cause
+
+
+@pytest.mark.parametrize(
+    ("where", "cause"),
+    [
+        (place("argument", values=("1", "2")), "outside-value"),
+        (place("argument", values=("1", "2"), reaches_training=False), "unknown"),
+        (place("input"), "outside-value"),
+        (place("input", reaches_training=False), "unknown"),
+        (place(reaches_training=False), "unknown"),
+        (place(reads_uninitialised=True, reaches_training=False), "unknown"),
+    ],
+)
+def test_what_nothing_is_trained_on_is_no_cause(where: Localisation, cause: str) -> None:
+    found = diagnose(case(localisation=where), Experiments("nothing-helps"))
+    assert found.cause == cause
+
+
+def test_what_a_later_optimizer_trains_is_not_from_outside_because_it_is_older() -> None:
+    begins = difference("parameters", 3).model_copy(update={"is_start": True})
+    found = diagnose(case(difference=begins, localisation=place("input")), Experiments("nothing"))
     assert found.cause == "unknown"

@@ -138,7 +138,7 @@ def test_a_step_that_calls_its_parents_step_is_one_step(tmp_path: Path) -> None:
     assert [record["source"] for record in found] == ["Twice 1"] * 5 + ["Hidden 2"] * 2
     assert all("loss" in record and "gradients" in record for record in found if record["step"])
     # It is the state at the end of the whole step.
-    held = {f"0.{n} {name}": p for n, (name, p) in enumerate(model.named_parameters())}
+    held = {f"0.{n}": p for n, p in enumerate(model.parameters())}
     assert found[-1]["parameters"] == held_digest(held)
 
 
@@ -478,3 +478,31 @@ def _witness_of_a_linear_layer(folder: Path) -> list[dict[str, Any]]:
     with witness(folder / "c"):
         train()
     return records(folder / "c")
+
+
+class Holder(torch.nn.Module):
+    def __init__(self, **held: torch.nn.Module) -> None:
+        super().__init__()
+        for name, module in held.items():
+            setattr(self, name, module)
+
+
+def test_what_else_holds_a_parameter_does_not_show(tmp_path: Path) -> None:
+    """A resumed process may have no more use for the model of an earlier phase."""
+    for name in ("a", "b"):
+        with witness(tmp_path / name):
+            torch.manual_seed(0)
+            shared = torch.nn.Linear(2, 2)
+            first = Holder(encoder=shared, decoder=torch.nn.Linear(2, 2)) if name == "a" else None
+            model = Holder(backbone=shared)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            for _ in range(2):
+                optimizer.zero_grad()
+                shared(torch.ones(1, 2)).sum().backward()
+                optimizer.step()
+            del first
+    stages = ("gradients", "optimizer", "parameters")
+    digests = [
+        [[one.get(stage) for stage in stages] for one in records(tmp_path / name)] for name in "ab"
+    ]
+    assert digests[0] == digests[1]

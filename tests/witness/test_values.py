@@ -304,3 +304,38 @@ def test_scratch_memory_among_the_settings_is_no_setting() -> None:
     assert said(scratch=torch.ones(3)) == said(scratch=torch.zeros(3))
     assert said(scratch=torch.ones(3)) != said(scratch=torch.ones(4))
     assert said(lr=torch.tensor(0.1)) != said(lr=torch.tensor(0.2))
+
+
+class InItsFile(Picture):
+    """An image of PIL that nobody has read yet; then it could not be opened in another way."""
+
+    tile = ("jpeg",)
+
+    def tobytes(self) -> bytes:
+        raise AssertionError("the training is not as it would be without the witness")
+
+
+class Odd:
+    """Something with a `tobytes` of its own kind."""
+
+    def __init__(self, answer: Any) -> None:
+        self.tobytes = answer
+
+
+def needs_more(more: int) -> bytes:
+    return bytes(more)
+
+
+def test_bytes_that_are_not_at_hand_are_left_alone() -> None:
+    assert value_digest(InItsFile(b"ab")) == value_digest(InItsFile(b"cd"))
+    assert value_digest(InItsFile(b"ab")) != value_digest(InItsFile(b"ab", (1, 1)))
+    for answer in (needs_more, lambda: "text", lambda: 3):
+        assert value_digest([Odd(answer)]) == value_digest([Odd(answer)])
+    gone = memoryview(b"ab")
+    gone.release()
+    assert value_digest(gone)
+
+
+def test_a_nested_tensor_without_values_is_digested() -> None:
+    meta = nested(torch.jagged, [1.0], [2.0, 3.0]).to("meta")
+    assert value_digest(meta) == value_digest(meta)

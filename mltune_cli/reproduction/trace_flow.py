@@ -1,0 +1,63 @@
+"""Where values go in a trace: whether a step trains on what came of a call."""
+
+from collections.abc import Set
+
+from mltune_cli.witness.trace_record import TraceRecord
+
+# The backward pass begins by asking the loss for its like.
+_BEGINS_BACKWARD = "aten.ones_like"
+# Python reads a number, and whatever it does with it is not seen.
+_READS_NUMBER = "aten._local_scalar_dense"
+_TRAINING_PHASES = ("backward", "optimizer")
+
+
+class TraceFlow:
+    """Follows the results of some calls through all calls that read them.
+
+    Memory that is written in parts is followed by who wrote to it last, and what leaves torch and
+    comes back is lost: what is said to reach the training does; what is not may do so too.
+    """
+
+    def __init__(self) -> None:
+        self._origins: dict[int, frozenset[int]] = {}
+        self._numbers: frozenset[int] = frozenset()
+        self._reaching: set[int] = set()
+
+    @property
+    def reaching(self) -> Set[int]:
+        """The followed calls of which the loss, the backward pass or the optimizer has read."""
+        return self._reaching
+
+    @property
+    def has_become_a_number(self) -> bool:
+        """Whether Python has read a number that came of a followed call."""
+        return bool(self._numbers)
+
+    def is_followed(self, maker: int | None) -> bool:
+        """Tell whether what a call gave came of a followed one."""
+        return maker in self._origins
+
+    def add(self, place: int, record: TraceRecord, *, begins: bool, by_numbers: bool) -> None:
+        """Take the next call.
+
+        Args:
+            place: its place in the trace.
+            record: of the call.
+            begins: follow its results from here on.
+            by_numbers: it may be as it is because of a number that Python has read.
+        """
+        origins = frozenset().union(
+            *(self._origins.get(tensor.made_by, ()) for tensor in record.inputs
+              if tensor.made_by is not None)
+        )  # fmt: skip
+        if by_numbers:
+            origins |= self._numbers
+        if begins:
+            origins |= {place}
+        if not origins:
+            return
+        self._origins[place] = origins
+        if record.operation.startswith(_READS_NUMBER):
+            self._numbers |= origins
+        if record.phase in _TRAINING_PHASES or record.operation.startswith(_BEGINS_BACKWARD):
+            self._reaching |= origins

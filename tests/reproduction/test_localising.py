@@ -1,0 +1,196 @@
+"""Which of the calls at which two traces part is named, and how pairs are counted."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mltune_cli.reproduction.localising import Localising, TracedPair, localise
+from mltune_cli.reproduction.report import FirstDifference
+from mltune_cli.reproduction.trace_comparison import (
+    TraceFiles,
+    compare_traces,
+    convicted,
+    uninitialised_read,
+)
+from mltune_cli.witness.trace_record import (
+    END,
+    UNINITIALISED,
+    TracedTensor,
+    TraceRecord,
+    TraceRequest,
+)
+
+BACKWARD = "backward"
+
+
+def tensor(digest: str, made_by: int | None = None) -> TracedTensor:
+    return TracedTensor(digest, "complex64", (2,), made_by)
+
+
+def call(
+    operation: str,
+    out: str,
+    *inputs: TracedTensor,
+    phase: str = "forward",
+    scalars: str = "",
+    **fields: Any,
+) -> TraceRecord:
+    return TraceRecord(operation, phase, scalars, inputs, (tensor(out),), **fields)
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Callable[..., TraceFiles]:
+    def write(*records: TraceRecord) -> TraceFiles:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        (folder / "trace").mkdir(parents=True)
+        lines = [record.to_json() for record in records] + [json.dumps({END: len(records)})]
+        (folder / "trace" / "main.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        return TraceFiles(folder, "main")
+
+    return write
+
+
+Trace = Callable[..., TraceFiles]
+
+
+def timed(run: int, *, is_noisy: bool, is_used: bool = False) -> list[TraceRecord]:
+    """A tensor of timings, an operation that may be noisy, and a step that is trained on it."""
+    noisy = f"noisy{run if is_noisy else 0}"
+    last = [tensor(noisy, 1), tensor(f"time{run}", 0)] if is_used else [tensor(noisy, 1)]
+    return [
+        call("aten.add_.Tensor", f"time{run}", tensor("zero"), scalars=f"0.00{run}"),
+        call("my.noisy", noisy, tensor("row")),
+        call("aten.mul.Tensor", f"loss of {noisy}", *last),
+        call("aten.mul.Tensor", f"gradient of {noisy}", *last, phase=BACKWARD),
+    ]
+
+
+def test_what_nothing_is_trained_on_gives_way_to_what_something_is(trace: Trace) -> None:
+    found = compare_traces(*(trace(*timed(run, is_noisy=True)) for run in (1, 2)), 1)
+    assert found is not None
+    assert (found.operation, found.differs) == ("my.noisy", "output")
+    assert found.reaches_training
+    alone = compare_traces(*(trace(*timed(run, is_noisy=False)) for run in (1, 2)), 1)
+    assert alone is not None
+    assert (alone.operation, alone.reaches_training) == ("aten.add_.Tensor", False)
+    used = compare_traces(*(trace(*timed(run, is_noisy=True, is_used=True)) for run in (1, 2)), 1)
+    assert used is not None
+    assert (used.operation, used.reaches_training) == ("aten.add_.Tensor", True)
+
+
+def test_a_number_that_python_reads_leads_on(trace: Trace) -> None:
+    def step(run: int) -> list[TraceRecord]:
+        return [
+            call("aten.rand.default", f"r{run}", random_state=f"s{run}"),
+            call("aten._local_scalar_dense.default", "", tensor(f"r{run}", 0)),
+            call("aten.mul.Tensor", f"g{run}", tensor("w"), scalars=f"0.{run}", phase=BACKWARD),
+        ]
+
+    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
+    assert found is not None
+    assert (found.operation, found.reaches_training) == ("aten.rand.default", True)
+
+
+def test_memory_that_is_filled_in_parts_blames_no_silent_write(trace: Trace) -> None:
+    """The second part's writer is the last one; what the first one wrote is not followed."""
+
+    def step(run: int) -> list[TraceRecord]:
+        return [
+            call("aten.copy_.default", f"a{run}", tensor(f"file{run}")),
+            call("aten.copy_.default", "b", tensor("other")),
+            call("aten.mm.default", f"m{run}", tensor(f"ab{run}", 1), phase=BACKWARD),
+        ]
+
+    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
+    assert found is not None
+    assert (found.operation, found.was_written_outside) == ("aten.copy_.default", False)
+
+
+@pytest.mark.parametrize("kind", ["two results", "raw memory"])
+def test_a_conviction_is_one_that_the_step_is_trained_on(trace: Trace, kind: str) -> None:
+    guilty: dict[str, Any] = {"unequal": ((0, "x"),)} if kind == "two results" else {}
+    raw = tensor(UNINITIALISED if kind == "raw memory" else "a")
+    harmless = call("aten.sort.default", "logged", raw, **guilty)
+    harmful = call("aten.index_add.default", "sum", raw, **guilty)
+    rest = call("aten.ones_like.default", "1", tensor("sum", 1))
+    look = convicted if kind == "two results" else uninitialised_read
+    found = look(trace(harmless, harmful, rest), 1)
+    assert found is not None
+    assert (found.operation, found.reaches_training) == ("aten.index_add.default", True)
+    alone = look(trace(harmless, call("aten.mm.default", "sum"), rest), 1)
+    assert alone is not None
+    assert (alone.operation, alone.reaches_training) == ("aten.sort.default", False)
+
+
+def parts(step: int, **fields: Any) -> FirstDifference:
+    return FirstDifference(
+        step=step, stage="loss", stages=["loss"], runs=(1, 2), values=("a", "b"), process="main",
+        **fields,
+    )  # fmt: skip
+
+
+def localised(
+    pairs: list[TracedPair], once: TraceFiles, difference: FirstDifference | None = None
+) -> tuple[Localising, list[TraceRequest]]:
+    asked: list[TraceRequest] = []
+
+    def run_pair(request: TraceRequest, process: str) -> TracedPair:
+        asked.append(request)
+        return pairs.pop(0)
+
+    result = localise(difference or parts(5), run_pair, lambda request, process: once)
+    return result, asked
+
+
+def test_every_pair_is_counted(trace: Trace) -> None:
+    first, second = (trace(*timed(run, is_noisy=True)) for run in (1, 2))
+    agreeing = [TracedPair((first, first), None, None)] * 3
+    # Its values are of a kind that is not read, so another pair is run to keep more of them.
+    parting = [TracedPair((first, second), None, parts(5))] * 2
+    result, _ = localised([*agreeing, *parting], first)
+    assert (result.parted, result.agreed) == (2, 3)
+    assert result.found is not None
+    agrees_again = [parting[0], agreeing[0]]
+    result, _ = localised(agrees_again, first)
+    assert (result.parted, result.agreed) == (1, 1)
+    assert result.found is not None
+    assert result.found.operation == "my.noisy"
+
+
+def test_a_pair_that_parts_before_the_step_tells_nothing_of_it(trace: Trace) -> None:
+    first, second = (trace(*timed(run, is_noisy=True)) for run in (1, 2))
+    early = TracedPair(
+        (trace(call("aten.mm.default", "x", tensor("a", -1))),
+         trace(call("aten.mm.default", "y", tensor("b", -1)))), parts(3), parts(3),
+    )  # fmt: skip
+    result, _ = localised([TracedPair((first, second), None, parts(5)), early], first)
+    assert result.found is not None
+    assert (result.found.operation, result.found.was_written_outside) == ("my.noisy", False)
+
+
+def test_traces_that_part_are_nothing_where_the_steps_agree(trace: Trace) -> None:
+    """Garbage that is read and thrown away, say."""
+    first, second = (
+        trace(call("aten._to_copy.default", out, tensor(UNINITIALISED))) for out in ("x", "y")
+    )
+    result, _ = localised([TracedPair((first, second), None, None)] * 5, first)
+    assert (result.found, result.parted, result.agreed) == (None, 0, 5)
+    assert "gave two results" in result.notes[0]
+
+
+def test_a_later_optimizers_model_is_looked_for_before_the_first_step(trace: Trace) -> None:
+    read = [trace(call("aten.mm.default", out, tensor(out))) for out in ("x", "y")]
+    made = [trace(call("aten.normal_.default", out, random_state=out)) for out in ("x", "y")]
+    difference = parts(3, is_start=True)
+    pairs = [
+        TracedPair((read[0], read[1]), None, difference),
+        TracedPair((read[0], read[1]), None, difference),
+        TracedPair((made[0], made[1]), None, None),
+    ]
+    result, asked = localised(pairs, read[0], difference)
+    assert [request.step for request in asked] == [3, 3, 0]
+    assert result.found is not None
+    assert (result.found.operation, result.found.step) == ("aten.normal_.default", 0)
