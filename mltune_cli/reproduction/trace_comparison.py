@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,6 @@ class _Parting:
     pair: tuple[TraceRecord, TraceRecord]
     differing: Differing
 
-    @property
-    def is_certain(self) -> bool:
-        """Whether it parts by itself, even if not all that came of calls before was followed."""
-        return self.differing != "input" or all(
-            mine.made_by is None
-            for mine, theirs in zip(self.pair[0].inputs, self.pair[1].inputs, strict=False)
-            if mine.digest != theirs.digest
-        )
-
 
 def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisation | None:
     """Return the call at which two traces part; None where they are equal.
@@ -103,37 +94,51 @@ def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisa
     operations: list[str] = []
     partings: list[_Parting] = []
     flow = TraceFlow()
+    is_followed_to_the_end = True
     pairs = itertools.zip_longest(first.records(), second.records(), fillvalue=_NOTHING)
     for place, (mine, theirs) in enumerate(pairs):
         differing = _differing(mine, theirs)
-        parts = differing is not None and not _is_consequence(differing, (mine, theirs), flow)
-        if parts and differing is not None:
+        reasons = _reasons(differing, (mine, theirs), flow, [one.place for one in partings])
+        if differing is not None and not reasons:
             partings.append(_Parting(place, (mine, theirs), differing))
-        flow.add(place, mine, begins=parts, by_numbers=differing in ("argument", "operation"))
+        flow.add(place, mine, {place} if differing is not None and not reasons else reasons)
         operations.append(mine.operation)
-        if differing == "operation" or (partings and partings[0].place in flow.reaching):
+        if differing == "operation":  # from here on calls have no counterparts
+            is_followed_to_the_end = False
+            break
+        if partings and partings[0].place in flow.reaching:
             break
     if not partings:
         return None
-    chosen = partings[0]
-    # After another operation has been called, calls have no counterparts, and are not read.
-    reaching = {one.place for one in partings if one.differing == "operation"} | flow.reaching
-    if chosen.place not in reaching:
-        others = (one for one in partings if one.place in reaching and one.is_certain)
-        chosen = next(others, chosen)
-    return _localisation(
-        chosen, operations, (first, second), step, reaches_training=chosen.place in reaching
-    )
+    chosen, reaches = partings[0], not is_followed_to_the_end
+    if not reaches:
+        trained_on = [one for one in partings if one.place in flow.reaching]
+        chosen, reaches = (trained_on or partings)[0], bool(trained_on)
+    return _localisation(chosen, operations, (first, second), step, reaches_training=reaches)
 
 
-def _is_consequence(
-    differing: Differing, pair: tuple[TraceRecord, TraceRecord], flow: TraceFlow
-) -> bool:
-    """Tell whether a call parts because of one before that is followed."""
+def _reasons(
+    differing: Differing | None,
+    pair: tuple[TraceRecord, TraceRecord],
+    flow: TraceFlow,
+    before: Collection[int],
+) -> Set[int]:
+    """Return the calls before because of which one may part; none where it parts by itself."""
+    if differing in ("argument", "operation"):
+        return flow.numbers
     if differing == "input":
-        apart = zip(pair[0].inputs, pair[1].inputs, strict=False)
-        return all(flow.is_followed(a.made_by) for a, b in apart if a.digest != b.digest)
-    return differing in ("argument", "operation") and flow.has_become_a_number
+        apart = [
+            mine.made_by
+            for mine, theirs in zip(pair[0].inputs, pair[1].inputs, strict=False)
+            if mine.digest != theirs.digest
+        ]
+        if None in apart:  # from outside torch
+            return frozenset()
+        if not all(map(flow.origins, apart)):
+            # Its memory was written in parts, perhaps, and the last writer is not the guilty one.
+            return set(before)
+        return frozenset().union(*map(flow.origins, apart))
+    return frozenset()
 
 
 def convicted(trace: TraceFiles, step: int) -> Localisation | None:
@@ -191,7 +196,7 @@ def _first_that_reaches(
     for place, record in enumerate(trace.records()):
         if is_guilty(record):
             guilty[place] = record
-        flow.add(place, record, begins=place in guilty, by_numbers=False)
+        flow.add(place, record, {place} & guilty.keys())
         if guilty and min(guilty) in flow.reaching:
             break
     if not guilty:

@@ -29,31 +29,24 @@ class TraceFlow:
         return self._reaching
 
     @property
-    def has_become_a_number(self) -> bool:
-        """Whether Python has read a number that came of a followed call."""
-        return bool(self._numbers)
+    def numbers(self) -> Set[int]:
+        """The followed calls of which Python has read a number."""
+        return self._numbers
 
-    def is_followed(self, maker: int | None) -> bool:
-        """Tell whether what a call gave came of a followed one."""
-        return maker in self._origins
+    def origins(self, maker: int | None) -> Set[int]:
+        """Return the followed calls that what a call gave came of."""
+        return self._origins.get(maker, frozenset()) if maker is not None else frozenset()
 
-    def add(self, place: int, record: TraceRecord, *, begins: bool, by_numbers: bool) -> None:
+    def add(self, place: int, record: TraceRecord, more: Set[int] = frozenset()) -> None:
         """Take the next call.
 
         Args:
             place: its place in the trace.
             record: of the call.
-            begins: follow its results from here on.
-            by_numbers: it may be as it is because of a number that Python has read.
+            more: the followed calls that it comes of besides by what it reads; itself, to be
+                followed from here on.
         """
-        origins = frozenset().union(
-            *(self._origins.get(tensor.made_by, ()) for tensor in record.inputs
-              if tensor.made_by is not None)
-        )  # fmt: skip
-        if by_numbers:
-            origins |= self._numbers
-        if begins:
-            origins |= {place}
+        origins = frozenset(more).union(*(self.origins(one.made_by) for one in record.inputs))
         if not origins:
             return
         self._origins[place] = origins

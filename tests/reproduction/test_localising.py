@@ -107,6 +107,26 @@ def test_memory_that_is_filled_in_parts_blames_no_silent_write(trace: Trace) -> 
     found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
     assert found is not None
     assert (found.operation, found.was_written_outside) == ("aten.copy_.default", False)
+    assert found.reaches_training
+    # With nothing before that parts, it is one.
+    parts = [call("aten.mm.default", f"m{n}", tensor(f"ab{n}", 0), phase=BACKWARD) for n in (1, 2)]
+    filled = call("aten.copy_.default", "b", tensor("other"))
+    alone = compare_traces(*(trace(filled, part) for part in parts), 1)
+    assert alone is not None
+    assert (alone.made_by, alone.was_written_outside) == ("aten.copy_.default", True)
+
+
+def test_after_another_call_nothing_is_known_of_what_is_trained_on(trace: Trace) -> None:
+    def step(run: int) -> list[TraceRecord]:
+        return [
+            call("aten.rand.default", f"r{run}", random_state=f"s{run}"),
+            call(f"aten.branch{run}.default", "x"),
+            call("aten.mm.default", "g", tensor("x", 1), phase=BACKWARD),
+        ]
+
+    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
+    assert found is not None
+    assert (found.operation, found.reaches_training) == ("aten.rand.default", True)
 
 
 @pytest.mark.parametrize("kind", ["two results", "raw memory"])
