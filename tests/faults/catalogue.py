@@ -81,7 +81,7 @@ BY_REPETITION = (
     Fault("plain_unseeded_init", 1, "unseeded-initialisation", 0, ("parameters",),
           operation="uniform_", frame="plain_unseeded_init.py:5", is_long=False),
     Fault("trainer_unseeded_adapter", 1, "seed-after-initialisation", 0, ("parameters",),
-          "HF Trainer", _HF),
+          "HF Trainer", _HF, is_long=False),
     Fault("plain_set_order", 7, "hash-seed", 1, ("batch",), is_long=False),
     Fault("trainer_set_order", 7, "hash-seed", 1, ("batch",), "HF Trainer", _HF_DATA),
     Fault("plain_lossy_cache", 9, "cold-cache", 1, ("batch",)),
