@@ -81,6 +81,11 @@ class _Parting:
     pair: tuple[TraceRecord, TraceRecord]
     differing: Differing
 
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers, so that all that draws after it draws others."""
+        return any(record.random_state is not None for record in self.pair)
+
 
 def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisation | None:
     """Return the call at which two traces part; None where they are equal.
@@ -98,7 +103,7 @@ def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisa
     pairs = itertools.zip_longest(first.records(), second.records(), fillvalue=_NOTHING)
     for place, (mine, theirs) in enumerate(pairs):
         differing = _differing(mine, theirs)
-        reasons = _reasons(differing, (mine, theirs), flow, [one.place for one in partings])
+        reasons = _reasons(differing, (mine, theirs), flow, partings)
         if differing is not None and not reasons:
             partings.append(_Parting(place, (mine, theirs), differing))
         flow.add(place, mine, {place} if differing is not None and not reasons else reasons)
@@ -121,11 +126,13 @@ def _reasons(
     differing: Differing | None,
     pair: tuple[TraceRecord, TraceRecord],
     flow: TraceFlow,
-    before: Collection[int],
+    before: Collection[_Parting],
 ) -> Set[int]:
     """Return the calls before because of which one may part; none where it parts by itself."""
     if differing in ("argument", "operation"):
         return flow.numbers
+    if differing == "random state":
+        return {one.place for one in before if one.draws}
     if differing == "input":
         apart = [
             mine.made_by
@@ -136,7 +143,7 @@ def _reasons(
             return frozenset()
         if not all(map(flow.origins, apart)):
             # Its memory was written in parts, perhaps, and the last writer is not the guilty one.
-            return set(before)
+            return {one.place for one in before}
         return frozenset().union(*map(flow.origins, apart))
     return frozenset()
 

@@ -94,6 +94,19 @@ def test_a_number_that_python_reads_leads_on(trace: Trace) -> None:
     assert (found.operation, found.reaches_training) == ("aten.rand.default", True)
 
 
+def test_who_draws_more_is_why_others_draw_otherwise(trace: Trace) -> None:
+    def step(run: int) -> list[TraceRecord]:
+        return [
+            call("aten.rand.default", f"r{run}", scalars=f"[{run}]", random_state="s"),
+            call("aten.bernoulli_.float", f"b{run}", random_state=f"s{run}"),
+            call("aten.mul.Tensor", f"g{run}", tensor(f"b{run}", 1), phase=BACKWARD),
+        ]
+
+    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
+    assert found is not None
+    assert (found.operation, found.reaches_training) == ("aten.rand.default", True)
+
+
 def test_memory_that_is_filled_in_parts_blames_no_silent_write(trace: Trace) -> None:
     """The second part's writer is the last one; what the first one wrote is not followed."""
 
