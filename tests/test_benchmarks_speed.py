@@ -83,6 +83,7 @@ def test_throughput_compares_its_variants_and_training_repeats(
     assert str(tiny) not in json.dumps(ended.report)
 
 
+@pytest.mark.long
 def test_throughput_notices_a_training_that_does_not_repeat(
     benchmark_command: Benchmark, tiny: Path
 ) -> None:
@@ -178,7 +179,9 @@ def test_data_size_finds_the_second_time_what_was_tokenised(
     assert "packed, 50 rows against 50" in ended.table
 
 
-@pytest.mark.parametrize(("tolerance", "code"), [("0.5", 0), ("0", 1)])
+@pytest.mark.parametrize(
+    ("tolerance", "code"), [("0.5", 0), pytest.param("0", 1, marks=pytest.mark.long)]
+)
 def test_losses_of_other_kernels_are_compared(
     benchmark_command: Benchmark, tiny: Path, tolerance: str, code: int
 ) -> None:

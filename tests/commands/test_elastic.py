@@ -65,7 +65,7 @@ def test_a_dead_writer_is_replaced_and_its_successor_finds_the_folder(
 @pytest.mark.parametrize(
     ("whole", "successors"),
     [
-        pytest.param(False, "3", id="launcher, then three"),
+        pytest.param(False, "3", id="launcher, then three", marks=pytest.mark.long),
         pytest.param(True, "1", id="everything, then one", marks=pytest.mark.long),
     ],
 )

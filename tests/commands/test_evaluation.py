@@ -49,6 +49,7 @@ def test_training_stops_where_a_reading_of_the_log_by_hand_says(stopped_early: P
     assert weights[0].read_bytes() != weights[1].read_bytes()
 
 
+@pytest.mark.long
 def test_two_processes_one_of_which_dies_stop_there_as_well(
     mltune: MltuneRun,
     mltune_command: Path,

@@ -215,6 +215,7 @@ def test_another_thread_count_is_the_environments_doing_for_a_recipe_too(
     assert (code, report["golden"]["verdict"]) == (1, "code_changed")
 
 
+@pytest.mark.long
 def test_unseeded_dropout_is_nobodys_change(check: Check, tmp_path: Path) -> None:
     assert check("--record", "g.json", dropout=0.5)[0] == 0
     golden = (tmp_path / "g.json").read_bytes()

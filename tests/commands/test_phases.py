@@ -62,7 +62,7 @@ def test_a_second_model_that_is_not_seeded_is_found_at_its_first_step(
     assert report["tensors"] == ["0.0 weight", "0.1 bias"]
 
 
-@pytest.mark.parametrize("step", [2, 6])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.long), 6])
 def test_a_phase_that_is_resumed_well_is_reproducible(
     mltune: Any, tmp_path: Path, step: int
 ) -> None:

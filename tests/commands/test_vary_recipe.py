@@ -73,7 +73,7 @@ def test_more_threads_are_the_cause_wherever_they_decide_bits(
                     return take(state, *args, **kwargs)
                 loop.begin_step = faulty
             """,
-            "loss", id="resume",
+            "loss", id="resume", marks=pytest.mark.long,
         ),
         pytest.param(
             "hash-seed",
