@@ -195,7 +195,7 @@ def _compared(
     comparison = OrderedComparison(len(runs))
     for number, records in enumerate(runs):
         for record in records:
-            if record.step_within > last_step:
+            if record.step_within > last_step and not are_whole:
                 break
             difference = comparison.add(number, process, record)
             if difference is not None:

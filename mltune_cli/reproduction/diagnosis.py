@@ -21,6 +21,7 @@ from mltune_cli.reproduction.observations import (
     threads_of_cpu,
 )
 from mltune_cli.reproduction.report import Diagnosis, FirstDifference, Localisation
+from mltune_cli.reproduction.trace_comparison import FROM_OUTSIDE
 from mltune_cli.witness.record import WitnessRecord
 
 # A day on which nothing happens.
@@ -40,9 +41,6 @@ _DRAWING = (
     "rand", "shuffle", "choice", "sample", "permutation", "normal", "uniform", "bernoulli",
     "dropout", "multinomial", "exponential", "poisson", "geometric", "cauchy",
 )  # fmt: skip
-# Operations whose result comes from where no tensor was: from Python's values, from memory that was
-# reserved, from the storage that a loader's process shared.
-_FROM_OUTSIDE = ("aten.lift_fresh", "aten.empty", "aten.set_")
 _VARIATION_CAUSES = {
     "processes": "number-of-processes",
     "evaluation": "evaluation-cadence",
@@ -220,7 +218,9 @@ def _memory(inquiry: _Inquiry) -> Diagnosis | None:
     where = inquiry.case.localisation
     if where is None:
         return None
-    if where.reads_uninitialised and where.differs == "output" and where.reaches_training:
+    if not _matters(inquiry.case):
+        return None
+    if where.reads_uninitialised and where.differs == "output":
         return inquiry.conclude(
             "uninitialised-memory", f"{_call(where)} reads memory that nothing has written"
         )
@@ -231,6 +231,12 @@ def _memory(inquiry: _Inquiry) -> Diagnosis | None:
             "is not any more",
         )
     return None
+
+
+def _matters(case: Case) -> bool:
+    """Tell whether something is trained on what came of the call, or it is what differs itself."""
+    where = case.localisation
+    return where is not None and (where.reaches_training or case.difference.stage == "buffers")
 
 
 def _kernel_search(inquiry: _Inquiry) -> Diagnosis | None:
@@ -255,9 +261,9 @@ def _kernel_search(inquiry: _Inquiry) -> Diagnosis | None:
 
 def _operation_itself(inquiry: _Inquiry) -> Diagnosis | None:
     where = inquiry.case.localisation
-    if where is None or where.differs != "output" or not where.reaches_training:
+    if where is None or where.differs != "output" or not _matters(inquiry.case):
         return None
-    if where.made_by is None and where.operation.startswith(_FROM_OUTSIDE):
+    if where.made_by is None and where.operation.startswith(FROM_OUTSIDE):
         return None
     evidence = f"{_call(where)} has equal inputs in both runs, and other results"
     if where.is_convicted:
@@ -370,7 +376,7 @@ def _control_flow(inquiry: _Inquiry) -> Diagnosis | None:
             "control-flow",
             f"one run calls {where.values[0]}, where the other calls {where.values[1]}",
         )
-    if not where.reaches_training:
+    if not _matters(inquiry.case):
         _add_call(inquiry)
         if not inquiry.case.difference.is_start:
             inquiry.evidence.append("nothing is known to be trained on what came of that call")

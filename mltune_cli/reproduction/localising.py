@@ -141,9 +141,10 @@ def _convict(result: Localising, step: int, process: str, run_one: RunOne) -> No
     request = TraceRequest(step, executions=_EXECUTIONS)
     trace = run_one(request, process)
     # Under the trace memory is allocated in another order, and garbage may happen to be equal.
-    found = convicted(trace, step), uninitialised_read(trace, step)
-    # What nothing is trained on is not why the runs part.
-    result.found = next((one for one in found if one is not None and one.reaches_training), None)
+    twice, raw = convicted(trace, step), uninitialised_read(trace, step)
+    # That memory is read which nothing has written, and thrown away, is no difference at all.
+    reaching = (one for one in (twice, raw) if one is not None and one.reaches_training)
+    result.found = next(reaching, twice)
     if result.found is None and not result.parted:
         result.notes.append(
             f"run again under the trace, the runs did not part up to step {step}, and no "

@@ -103,19 +103,20 @@ class ResumedStream:
         changes nothing.
         """
         likes = self._likes(record.source)
-        found = [
-            _Start(step, {record.source: name})
-            for name in likes
-            for step in set(self._steps_with(name, record))
-        ]
-        if not found:
+        alike = {(step, name) for name in likes for step in self._steps_with(name, record)}
+        if not alike:
             self._doubt = self._unknown_start(record)
-            found = [
-                _Start(r.step - 1, {record.source: r.source})
-                for r in self._reference
-                if 0 < r.step <= self._killed_step + 1 and r.source in likes
-            ]
-        return sorted(found, key=lambda start: -start.step)
+        others = {
+            (r.step - 1, r.source)
+            for r in self._reference
+            if 0 < r.step <= self._killed_step + 1 and r.source in likes
+        } - alike
+        places = [
+            place
+            for group in (alike, others)
+            for place in sorted(group, key=lambda one: (-one[0], likes.index(one[1])))
+        ]
+        return [_Start(step, {record.source: name}) for step, name in places]
 
     def _steps_with(self, name: str, record: WitnessRecord) -> Iterator[int]:
         own = [r for r in self._reference if r.source == name]
@@ -186,7 +187,8 @@ class ResumedStream:
             self._doubt = self._difference(
                 self.last_step + 1, ["parameters"], values, record.source, is_start=True
             )
-        self._starts = [start.naming(record.source, name) for start, name in alike or free]
+        others = [place for place in free if place not in alike]
+        self._starts = [start.naming(record.source, name) for start, name in [*alike, *others]]
         return None if self._starts else self._doubt
 
     def _last_state(self, start: _Start, name: str) -> list[WitnessRecord]:

@@ -13,6 +13,12 @@ from mltune_cli.reproduction.tensor_files import raw_tensor, tensor_distance
 from mltune_cli.reproduction.trace_flow import TraceFlow
 from mltune_cli.witness.trace_record import END, UNINITIALISED, TracedTensor, TraceRecord
 
+# Operations whose result comes from where no tensor was: from Python's values, from memory that was
+# reserved, from the storage that a loader's process shared.
+FROM_OUTSIDE = ("aten.lift_fresh", "aten.empty", "aten.set_")
+_READS_SHAPES = (
+    "aten.empty_like", "aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.rand",
+)  # fmt: skip
 _NOTHING = TraceRecord("(the step has ended)", "elsewhere", "")
 
 
@@ -86,12 +92,27 @@ class _Parting:
         """Whether it draws random numbers, so that all that draws after it draws others."""
         return any(record.random_state is not None for record in self.pair)
 
+    @property
+    def is_a_result(self) -> bool:
+        """Whether torch itself gave two results: nothing that Python did before can be why."""
+        mine = self.pair[0]
+        reads_garbage = any(tensor.digest == UNINITIALISED for tensor in mine.inputs)
+        is_made = not mine.inputs and mine.operation.startswith(FROM_OUTSIDE)
+        return self.differing == "output" and not reads_garbage and not is_made
+
+    @property
+    def is_evident(self) -> bool:
+        """Whether it cannot be in consequence of what parted before, where that is not followed."""
+        was_silent = self.differing == "input" and None not in _makers(self.pair)
+        is_torchs = self.differing == "random state" and self.pair[0].operation.startswith("aten.")
+        return self.is_a_result or was_silent or is_torchs
+
 
 def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisation | None:
     """Return the call at which two traces part; None where they are equal.
 
-    It is the first one, unless nothing of the step is trained on what came of it, and something is
-    on what came of a later one.
+    It is the first one, unless nothing of the step is known to be trained on what came of it, and
+    something is on what came of a later one that parts by itself.
 
     Raises:
         NoVerdictError: a trace is missing or damaged.
@@ -99,26 +120,27 @@ def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisa
     operations: list[str] = []
     partings: list[_Parting] = []
     flow = TraceFlow()
-    is_followed_to_the_end = True
     pairs = itertools.zip_longest(first.records(), second.records(), fillvalue=_NOTHING)
     for place, (mine, theirs) in enumerate(pairs):
         differing = _differing(mine, theirs)
         reasons = _reasons(differing, (mine, theirs), flow, partings)
-        if differing is not None and not reasons:
+        parts = differing is not None and not reasons
+        if differing is not None and parts:
             partings.append(_Parting(place, (mine, theirs), differing))
-        flow.add(place, mine, {place} if differing is not None and not reasons else reasons)
+        gives_others = not mine.outputs or _digests(mine.outputs) != _digests(theirs.outputs)
+        flow.add(place, mine, {place} if parts else reasons, gives_others=gives_others)
         operations.append(mine.operation)
-        if differing == "operation":  # from here on calls have no counterparts
-            is_followed_to_the_end = False
-            break
-        if partings and partings[0].place in flow.reaching:
+        # After another operation was called, calls have no counterparts.
+        if differing == "operation" or (partings and partings[0].place in flow.reaching):
             break
     if not partings:
         return None
-    chosen, reaches = partings[0], not is_followed_to_the_end
+    chosen, reaches = partings[0], partings[0].place in flow.reaching
     if not reaches:
-        trained_on = [one for one in partings if one.place in flow.reaching]
-        chosen, reaches = (trained_on or partings)[0], bool(trained_on)
+        others = (one for one in partings[1:] if one.is_evident and one.place in flow.reaching)
+        chosen = next(others, chosen)
+        # What nothing is seen to read may be read after Python had it; or be what is kept.
+        reaches = chosen is not partings[0] or chosen.is_a_result
     return _localisation(chosen, operations, (first, second), step, reaches_training=reaches)
 
 
@@ -134,18 +156,23 @@ def _reasons(
     if differing == "random state":
         return {one.place for one in before if one.draws}
     if differing == "input":
-        apart = [
-            mine.made_by
-            for mine, theirs in zip(pair[0].inputs, pair[1].inputs, strict=False)
-            if mine.digest != theirs.digest
-        ]
-        if None in apart:  # from outside torch
-            return frozenset()
-        if not all(map(flow.origins, apart)):
+        makers = _makers(pair)
+        if None in makers:  # from outside torch
+            return flow.numbers
+        if any(maker >= 0 and not flow.origins(maker) for maker in makers if maker is not None):
             # Its memory was written in parts, perhaps, and the last writer is not the guilty one.
             return {one.place for one in before}
-        return frozenset().union(*map(flow.origins, apart))
+        return frozenset().union(*map(flow.origins, makers))
     return frozenset()
+
+
+def _makers(pair: tuple[TraceRecord, TraceRecord]) -> list[int | None]:
+    """Return what made the inputs that differ."""
+    return [
+        mine.made_by
+        for mine, theirs in zip(pair[0].inputs, pair[1].inputs, strict=False)
+        if mine.digest != theirs.digest
+    ]
 
 
 def convicted(trace: TraceFiles, step: int) -> Localisation | None:
@@ -182,7 +209,11 @@ def uninitialised_read(trace: TraceFiles, step: int) -> Localisation | None:
     One that the step is trained on, where there is such a one.
     """
     found = _first_that_reaches(
-        trace, lambda record: any(tensor.digest == UNINITIALISED for tensor in record.inputs)
+        trace,
+        lambda record: (
+            not record.operation.startswith(_READS_SHAPES)
+            and any(tensor.digest == UNINITIALISED for tensor in record.inputs)
+        ),
     )
     if found is None:
         return None
@@ -208,8 +239,10 @@ def _first_that_reaches(
             break
     if not guilty:
         return None
-    place = min(guilty.keys() & flow.reaching, default=min(guilty))
-    return place, guilty[place], place in flow.reaching
+    # What Python has read a number of may be trained on too.
+    reaching = guilty.keys() & (flow.reaching | flow.numbers)
+    place = min(reaching, default=min(guilty))
+    return place, guilty[place], bool(reaching)
 
 
 def _differing(mine: TraceRecord, theirs: TraceRecord) -> Differing | None:

@@ -6,8 +6,8 @@ from mltune_cli.witness.trace_record import TraceRecord
 
 # The backward pass begins by asking the loss for its like.
 _BEGINS_BACKWARD = "aten.ones_like"
-# Python reads a number, and whatever it does with it is not seen.
-_READS_NUMBER = "aten._local_scalar_dense"
+# Python gets numbers, and whatever it does with them is not seen.
+_GIVES_NUMBERS = ("aten._local_scalar_dense", "python.random.", "numpy.random.")
 _TRAINING_PHASES = ("backward", "optimizer")
 
 
@@ -37,7 +37,14 @@ class TraceFlow:
         """Return the followed calls that what a call gave came of."""
         return self._origins.get(maker, frozenset()) if maker is not None else frozenset()
 
-    def add(self, place: int, record: TraceRecord, more: Set[int] = frozenset()) -> None:
+    def add(
+        self,
+        place: int,
+        record: TraceRecord,
+        more: Set[int] = frozenset(),
+        *,
+        gives_others: bool = True,
+    ) -> None:
         """Take the next call.
 
         Args:
@@ -45,12 +52,15 @@ class TraceFlow:
             record: of the call.
             more: the followed calls that it comes of besides by what it reads; itself, to be
                 followed from here on.
+            gives_others: what it gives is not the same in two runs, or that is not known.
         """
         origins = frozenset(more).union(*(self.origins(one.made_by) for one in record.inputs))
-        if not origins:
+        if record.operation.startswith(_BEGINS_BACKWARD):
+            self._reaching |= origins
+        if not origins or not gives_others:
             return
         self._origins[place] = origins
-        if record.operation.startswith(_READS_NUMBER):
+        if record.operation.startswith(_GIVES_NUMBERS):
             self._numbers |= origins
-        if record.phase in _TRAINING_PHASES or record.operation.startswith(_BEGINS_BACKWARD):
+        if record.phase in _TRAINING_PHASES:
             self._reaching |= origins

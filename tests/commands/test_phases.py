@@ -125,16 +125,19 @@ number.write_text(str(count + 1))
 torch.manual_seed(0)
 model = torch.nn.Linear(4, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-for _ in range(2 + count % 2):
+for _ in range(2 + LENGTH):
     optimizer.zero_grad()
     model(torch.ones(4, 4)).square().mean().backward()
     optimizer.step()
 """
 
 
-def test_runs_of_other_lengths_are_compared_to_their_ends(mltune: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", ["count % 2", pytest.param("count", marks=pytest.mark.long)])
+def test_runs_of_other_lengths_are_compared_to_their_ends(
+    mltune: Any, tmp_path: Path, length: str
+) -> None:
     """Pairs that end where the shorter run ended agree, and look as if nothing was wrong."""
-    (tmp_path / "train.py").write_text(OF_OTHER_LENGTH)
+    (tmp_path / "train.py").write_text(OF_OTHER_LENGTH.replace("LENGTH", length))
     result = mltune("repro-check", "--json", "--", sys.executable, "train.py", cwd=tmp_path)
     assert result.code == 1, result.stderr
     report = json.loads(result.stdout)

@@ -356,3 +356,11 @@ def test_what_a_later_optimizer_trains_is_not_from_outside_because_it_is_older()
     begins = difference("parameters", 3).model_copy(update={"is_start": True})
     found = diagnose(case(difference=begins, localisation=place("input")), Experiments("nothing"))
     assert found.cause == "unknown"
+
+
+def test_what_buffers_come_of_is_a_cause_though_nothing_is_trained_on_it() -> None:
+    where = place(reaches_training=False)
+    found = diagnose(case(difference=difference("buffers"), localisation=where), Experiments("x"))
+    assert found.cause == "nondeterministic-operation"
+    written = place("input", was_written_outside=True, made_by="y", reaches_training=False)
+    assert diagnose(case(localisation=written), Experiments("nothing")).cause == "unknown"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ def call(
     **fields: Any,
 ) -> TraceRecord:
     return TraceRecord(operation, phase, scalars, inputs, (tensor(out),), **fields)
+
+
+def number_of(read: TracedTensor) -> TraceRecord:
+    return TraceRecord("aten._local_scalar_dense.default", "elsewhere", "", (read,))
 
 
 @pytest.fixture
@@ -85,13 +90,68 @@ def test_a_number_that_python_reads_leads_on(trace: Trace) -> None:
     def step(run: int) -> list[TraceRecord]:
         return [
             call("aten.rand.default", f"r{run}", random_state=f"s{run}"),
-            call("aten._local_scalar_dense.default", "", tensor(f"r{run}", 0)),
+            number_of(tensor(f"r{run}", 0)),
             call("aten.mul.Tensor", f"g{run}", tensor("w"), scalars=f"0.{run}", phase=BACKWARD),
         ]
 
     found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
     assert found is not None
     assert (found.operation, found.reaches_training) == ("aten.rand.default", True)
+
+
+@pytest.mark.parametrize("way", ["item", "numpy", "tolist"])
+def test_a_result_that_python_had_meanwhile_stays_the_first(trace: Trace, way: str) -> None:
+    """What comes back is from outside, and would be blamed for itself."""
+
+    def step(run: int) -> list[TraceRecord]:
+        reads = [number_of(tensor(f"n{run}", 0))]
+        scale = call("aten.mul.Tensor", f"g{run}", tensor("w"), tensor(f"s{run}"), phase=BACKWARD)
+        if way == "tolist":
+            scale = call("aten.mul.Tensor", f"g{run}", tensor("w"), scalars=f"{run}")
+        more = reads if way == "item" else []
+        return [call("my.noisy", f"n{run}", tensor("row")), *more, scale]
+
+    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
+    assert found is not None
+    assert (found.operation, found.reaches_training) == ("my.noisy", True)
+
+
+def test_a_number_that_python_draws_is_why_it_is_used(trace: Trace) -> None:
+    def step(run: int) -> list[TraceRecord]:
+        drawn = TraceRecord("python.random.random", "elsewhere", "", random_state=f"s{run}")
+        used = call("aten.mul.Tensor", f"g{run}", tensor("w"), scalars=f"0.{run}", phase=BACKWARD)
+        return [drawn, used]
+
+    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
+    assert found is not None
+    assert (found.operation, found.reaches_training) == ("python.random.random", True)
+
+
+def test_what_is_the_same_again_leads_nowhere(trace: Trace) -> None:
+    def step(run: int) -> list[TraceRecord]:
+        return [
+            call("my.noisy_metric", f"n{run}", tensor("row")),
+            call("aten.gt.Scalar", "mask", tensor(f"n{run}", 0)),
+            call("my.noisy", f"x{run}", tensor("row")),
+            call("aten.mul.Tensor", f"g{run}", tensor("mask", 1), tensor(f"x{run}", 2),
+                 phase=BACKWARD),
+        ]  # fmt: skip
+
+    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
+    assert found is not None
+    assert (found.operation, found.reaches_training) == ("my.noisy", True)
+
+
+def test_a_silent_write_comes_of_nothing_before(trace: Trace) -> None:
+    def step(run: int) -> list[TraceRecord]:
+        return [
+            call("aten.add_.Tensor", f"time{run}", tensor("zero"), scalars=f"0.00{run}"),
+            call("aten.mm.default", f"m{run}", tensor(f"w{run}", -1), phase=BACKWARD),
+        ]
+
+    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
+    assert found is not None
+    assert (found.operation, found.was_written_outside) == ("aten.mm.default", True)
 
 
 def test_who_draws_more_is_why_others_draw_otherwise(trace: Trace) -> None:
@@ -129,17 +189,28 @@ def test_memory_that_is_filled_in_parts_blames_no_silent_write(trace: Trace) -> 
     assert (alone.made_by, alone.was_written_outside) == ("aten.copy_.default", True)
 
 
-def test_after_another_call_nothing_is_known_of_what_is_trained_on(trace: Trace) -> None:
+@pytest.mark.parametrize(
+    ("first", "reaches"),
+    [(call("my.noisy", "x", tensor("row")), True), (call("aten.add.Tensor", "x"), False)],
+)
+def test_after_another_call_nothing_is_known_of_what_is_trained_on(
+    trace: Trace, first: TraceRecord, reaches: bool
+) -> None:
+    """An operation with two results is one, whatever comes of it; a number may be anything."""
+
     def step(run: int) -> list[TraceRecord]:
+        change: dict[str, Any] = {"outputs": (tensor(f"x{run}"),)}
+        if not reaches:
+            change["scalars"] = f"0.{run}"
         return [
-            call("aten.rand.default", f"r{run}", random_state=f"s{run}"),
+            replace(first, **change),
             call(f"aten.branch{run}.default", "x"),
             call("aten.mm.default", "g", tensor("x", 1), phase=BACKWARD),
         ]
 
     found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
     assert found is not None
-    assert (found.operation, found.reaches_training) == ("aten.rand.default", True)
+    assert (found.operation, found.reaches_training) == (first.operation, reaches)
 
 
 @pytest.mark.parametrize("kind", ["two results", "raw memory"])

@@ -210,3 +210,16 @@ def test_a_fork_counts_on_from_its_parents_steps() -> None:
     again = [late("p0", "A", 1)]
     again += [WitnessRecord(r.step - 2, r.digests, "A") for r in whole if r.step]
     assert resumed(*again, killed=4, whole=whole) is None
+
+
+def test_two_optimizers_of_the_same_parameters_are_told_apart_by_what_follows() -> None:
+    """Whose state it was is no sign of whose turn it is."""
+    turns = [late("p0", "Adam 1", 0), record(1, "p1", "Adam 1"), late("p1", "Adam 2", 1)]
+    turns += [record(n, f"p{n}", f"Adam {2 - n % 2}") for n in range(2, 7)]
+    by_step = {r.step: r for r in turns if r.step}
+    again = [record(0, "p2", "Adam 1"), WitnessRecord(1, by_step[3].digests, "Adam 1")]
+    again += [late("p3", "Adam 2", 1)]
+    again += [WitnessRecord(n - 2, by_step[n].digests, by_step[n].source) for n in (4, 5, 6)]
+    assert resumed(*again, killed=3, whole=turns) is None
+    again[-1] = record(4, "other", "Adam 2")
+    assert resumed(*again, killed=3, whole=turns).step == 6
