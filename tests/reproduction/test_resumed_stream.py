@@ -1,6 +1,8 @@
 """A resumed process against one that went through: where it stands, and where they part."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mltune_cli.reproduction.resumed_stream import ResumedStream
 from mltune_cli.reproduction.witness_files import OrderedComparison
@@ -223,3 +225,50 @@ def test_two_optimizers_of_the_same_parameters_are_told_apart_by_what_follows() 
     assert resumed(*again, killed=3, whole=turns) is None
     again[-1] = record(4, "other", "Adam 2")
     assert resumed(*again, killed=3, whole=turns).step == 6
+
+
+def training(
+    turns: str, *, first: int = 0, is_shared: bool = True, damaged: int | None = None
+) -> list[WitnessRecord]:
+    """Return the records of a process that goes on after step `first`.
+
+    Args:
+        turns: one letter for each step of the whole training: whose it is.
+        first: how many steps were taken before.
+        is_shared: all optimizers train the same parameters.
+        damaged: the step from which on something is not as it was.
+    """
+    states: dict[str, str] = {}
+    numbers: dict[str, str] = {}
+    written: list[WitnessRecord] = []
+    for step, letter in enumerate(turns, start=1):
+        trained = "shared" if is_shared else letter
+        before = states.get(trained, f"start of {trained}")
+        change = " damaged" if damaged is not None and step >= damaged else ""
+        states[trained] = f"{trained} {step}{change}"
+        if step <= first:
+            continue
+        if letter not in numbers:
+            numbers[letter] = f"Adam {len(numbers) + 1}"
+            written.append(late(before, numbers[letter], step - 1 - first))
+        written.append(record(step - first, states[trained], numbers[letter]))
+    return written
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    turns=st.text("ab", min_size=1, max_size=8),
+    is_shared=st.booleans(),
+    data=st.data(),
+)
+def test_what_resumes_well_is_equal_and_what_does_not_is_not(
+    turns: str, is_shared: bool, data: st.DataObject
+) -> None:
+    killed = data.draw(st.integers(0, len(turns) - 1), label="killed after")
+    first = data.draw(st.integers(0, killed), label="resumed after")
+    whole = training(turns, is_shared=is_shared)
+    again = training(turns, first=first, is_shared=is_shared)
+    assert resumed(*again, killed=killed, whole=whole) is None
+    damaged = data.draw(st.integers(first + 1, len(turns)), label="damaged at")
+    wrong = training(turns, first=first, is_shared=is_shared, damaged=damaged)
+    assert resumed(*wrong, killed=killed, whole=whole) is not None
