@@ -79,11 +79,11 @@ def _compared(
             changes=list(_changes(own[0], current)),
         )  # fmt: skip
     if outdated and not entries:
-        was, now = str(outdated[0].digests), str(current.digests)
+        was, now = (f"digests of kind {one.digests}" for one in (outdated[0], current))
         return _about(
             outdated[0], source, record_command,
             verdict="environment_changed",
-            changes=[GoldenChange(kind="mltune", name="the kind of digests", was=was, now=now)],
+            changes=[GoldenChange(kind="mltune", name="digests", was=was, now=now)],
         )  # fmt: skip
     if not entries:
         return GoldenComparison(
