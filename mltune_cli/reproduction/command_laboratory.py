@@ -135,7 +135,7 @@ class CommandLaboratory(CheckedRuns):
                     cwd=ready.cwd,
                     umask=ready.umask,
                 )
-            while process.is_running and not (is_done is not None and is_done()):
+            while process.is_running and (is_done is None or not is_done()):
                 if self.deadline is not None and time.monotonic() > self.deadline:
                     raise NoVerdictError("the time that --timeout gives is up")
                 time.sleep(_POLL_SECONDS)

@@ -9,7 +9,7 @@ process that went through.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from mltune_cli.reproduction.report import FirstDifference
 from mltune_cli.witness.record import STAGES, WitnessRecord
@@ -27,7 +27,7 @@ class _Start:
     """
 
     step: int
-    names: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str]
 
     def naming(self, source: str, name: str) -> "_Start":
         return replace(self, names={**self.names, source: name})

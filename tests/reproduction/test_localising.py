@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mltune_cli.reproduction.localising import Localising, TracedPair, localise
-from mltune_cli.reproduction.report import FirstDifference
+from mltune_cli.reproduction.report import FirstDifference, Localisation
 from mltune_cli.reproduction.trace_comparison import (
     TraceFiles,
     compare_traces,
@@ -61,6 +61,13 @@ def trace(tmp_path: Path) -> Callable[..., TraceFiles]:
 Trace = Callable[..., TraceFiles]
 
 
+def parting(trace: Trace, step: Callable[[int], list[TraceRecord]]) -> Localisation:
+    """Return where the traces of one step in two runs part."""
+    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
+    assert found is not None
+    return found
+
+
 def timed(run: int, *, is_noisy: bool, is_used: bool = False) -> list[TraceRecord]:
     """A tensor of timings, an operation that may be noisy, and a step that is trained on it."""
     noisy = f"noisy{run if is_noisy else 0}"
@@ -94,8 +101,7 @@ def test_a_number_that_python_reads_leads_on(trace: Trace) -> None:
             call("aten.mul.Tensor", f"g{run}", tensor("w"), scalars=f"0.{run}", phase=BACKWARD),
         ]
 
-    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
-    assert found is not None
+    found = parting(trace, step)
     assert (found.operation, found.reaches_training) == ("aten.rand.default", True)
 
 
@@ -111,8 +117,7 @@ def test_a_result_that_python_had_meanwhile_stays_the_first(trace: Trace, way: s
         more = reads if way == "item" else []
         return [call("my.noisy", f"n{run}", tensor("row")), *more, scale]
 
-    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
-    assert found is not None
+    found = parting(trace, step)
     assert (found.operation, found.reaches_training) == ("my.noisy", True)
 
 
@@ -122,8 +127,7 @@ def test_a_number_that_python_draws_is_why_it_is_used(trace: Trace) -> None:
         used = call("aten.mul.Tensor", f"g{run}", tensor("w"), scalars=f"0.{run}", phase=BACKWARD)
         return [drawn, used]
 
-    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
-    assert found is not None
+    found = parting(trace, step)
     assert (found.operation, found.reaches_training) == ("python.random.random", True)
 
 
@@ -137,8 +141,7 @@ def test_what_is_the_same_again_leads_nowhere(trace: Trace) -> None:
                  phase=BACKWARD),
         ]  # fmt: skip
 
-    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
-    assert found is not None
+    found = parting(trace, step)
     assert (found.operation, found.reaches_training) == ("my.noisy", True)
 
 
@@ -149,8 +152,7 @@ def test_a_silent_write_comes_of_nothing_before(trace: Trace) -> None:
             call("aten.mm.default", f"m{run}", tensor(f"w{run}", -1), phase=BACKWARD),
         ]
 
-    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
-    assert found is not None
+    found = parting(trace, step)
     assert (found.operation, found.was_written_outside) == ("aten.mm.default", True)
 
 
@@ -162,8 +164,7 @@ def test_who_draws_more_is_why_others_draw_otherwise(trace: Trace) -> None:
             call("aten.mul.Tensor", f"g{run}", tensor(f"b{run}", 1), phase=BACKWARD),
         ]
 
-    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
-    assert found is not None
+    found = parting(trace, step)
     assert (found.operation, found.reaches_training) == ("aten.rand.default", True)
 
 
@@ -177,8 +178,7 @@ def test_memory_that_is_filled_in_parts_blames_no_silent_write(trace: Trace) -> 
             call("aten.mm.default", f"m{run}", tensor(f"ab{run}", 1), phase=BACKWARD),
         ]
 
-    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
-    assert found is not None
+    found = parting(trace, step)
     assert (found.operation, found.was_written_outside) == ("aten.copy_.default", False)
     assert found.reaches_training
     # With nothing before that parts, it is one.
@@ -208,8 +208,7 @@ def test_after_another_call_nothing_is_known_of_what_is_trained_on(
             call("aten.mm.default", "g", tensor("x", 1), phase=BACKWARD),
         ]
 
-    found = compare_traces(trace(*step(1)), trace(*step(2)), 1)
-    assert found is not None
+    found = parting(trace, step)
     assert (found.operation, found.reaches_training) == (first.operation, reaches)
 
 

@@ -282,7 +282,6 @@ def nested(layout: torch.layout, *rows: list[float]) -> torch.Tensor:
     ],
 )
 def test_values_of_rarer_kinds_differ_where_their_content_does(make: Any, change: Any) -> None:
-    assert value_digest(make()) == value_digest([make()][0])
     for wrapped in (lambda one: one, lambda one: [one], lambda one: Node(held=one)):
         assert value_digest(wrapped(make())) == value_digest(wrapped(make()))
         assert value_digest(wrapped(make())) != value_digest(wrapped(change()))
