@@ -127,6 +127,9 @@ def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisa
         parts = differing is not None and not reasons
         if differing is not None and parts:
             partings.append(_Parting(place, (mine, theirs), differing))
+            if differing == "input":
+                # The same memory, read again, is no other parting, whatever came of the first time.
+                flow.follow(_makers((mine, theirs)), place)
         gives_others = not mine.outputs or _digests(mine.outputs) != _digests(theirs.outputs)
         flow.add(place, mine, {place} if parts else reasons, gives_others=gives_others)
         operations.append(mine.operation)

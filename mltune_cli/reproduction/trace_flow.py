@@ -1,6 +1,6 @@
 """Where values go in a trace: whether a step trains on what came of a call."""
 
-from collections.abc import Set
+from collections.abc import Collection, Set
 
 from mltune_cli.witness.trace_record import TraceRecord
 
@@ -36,6 +36,17 @@ class TraceFlow:
     def origins(self, maker: int | None) -> Set[int]:
         """Return the followed calls that what a call gave came of."""
         return self._origins.get(maker, frozenset()) if maker is not None else frozenset()
+
+    def follow(self, makers: Collection[int | None], place: int) -> None:
+        """Take what some calls gave, or memory from before the trace, as what came of a call.
+
+        Args:
+            makers: of memory that was written outside torch; see `TracedTensor.made_by`.
+            place: of the call at which that is seen.
+        """
+        for maker in makers:
+            if maker is not None:
+                self._origins[maker] = frozenset({place})
 
     def add(
         self,

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-# Stands for the operations before the trace, of which digests say that their results were equal.
-BEFORE = -1
 # Above this a partial write counts as a whole one: the map would be as large as the memory.
 _LARGEST_MAP = 1 << 28
 # Above this what reserved memory held is not kept, and a write from outside torch is not noticed.
@@ -20,7 +18,8 @@ class _Piece:
 
     Attributes:
         alive: keeps the storage's number from being given to another one.
-        made_by: place of the operation that wrote it last.
+        made_by: place of the operation that wrote it last; below 0 for none since it was known,
+            another number for each piece.
         is_raw: allocated, and not written whole.
         written: one flag for each byte of raw memory that is written in part.
         reserved: the bytes of raw memory as they were when it was reserved.
@@ -43,12 +42,14 @@ class Memory:
 
     _pieces: dict[int, _Piece] = field(default_factory=dict)
     _copied_bytes: int = 0
+    _known_count: int = 0
 
     def is_there(self, tensor: torch.Tensor) -> None:
-        """Note memory whose contents are known from before the first operation."""
+        """Note memory whose contents are known without the operations that made them."""
         piece = self._piece(tensor)
-        if piece is not None:
-            piece.made_by = BEFORE
+        if piece is not None and (piece.made_by is None or piece.made_by >= 0):
+            self._known_count += 1
+            piece.made_by = -self._known_count
 
     def allocated(self, tensor: torch.Tensor, record: int) -> None:
         """Note memory that an operation has only reserved."""
@@ -75,7 +76,7 @@ class Memory:
         _bytes_of(tensor, piece.written).fill_(True)
 
     def made_by(self, tensor: torch.Tensor) -> int | None:
-        """Return the place of the operation that wrote a tensor's storage last."""
+        """Return what wrote a tensor's storage last; see `TracedTensor.made_by`."""
         piece = self._known(tensor)
         return piece.made_by if piece is not None else None
 

@@ -55,8 +55,9 @@ class TracedTensor:
         digest: 16 hexadecimal digits; `UNINITIALISED`, or empty where there is nothing to read.
         dtype: as torch spells it, without `torch.`.
         shape: sizes.
-        made_by: place of the last operation that wrote its memory; -1 for what was there before
-            the trace, and is digested as the state of training; None where none was seen.
+        made_by: place of the last operation that wrote its memory; below 0, another number for
+            each piece of memory, for what was there before the trace and is digested as the state
+            of training; None where none was seen.
     """
 
     digest: str

@@ -189,6 +189,24 @@ def test_memory_that_is_filled_in_parts_blames_no_silent_write(trace: Trace) -> 
     assert (alone.made_by, alone.was_written_outside) == ("aten.copy_.default", True)
 
 
+@pytest.mark.parametrize(("read", "is_same"), [(-1, True), (-2, False)])
+def test_memory_that_was_written_silently_is_told_where_it_is_read_first(
+    trace: Trace, read: int, is_same: bool
+) -> None:
+    """Rounded away in the forward pass it is still what the backward pass reads."""
+
+    def step(run: int) -> list[TraceRecord]:
+        return [
+            call("aten.mm.default", "m", tensor(f"w{run}", -1)),
+            call("aten.mm.default", f"g{run}", tensor(f"w{run} turned", read), phase=BACKWARD),
+        ]
+
+    found = parting(trace, step)
+    assert (found.phase, found.differs) == ("forward" if is_same else BACKWARD, "input")
+    assert found.was_written_outside
+    assert found.reaches_training
+
+
 @pytest.mark.parametrize(
     ("first", "reaches"),
     [(call("my.noisy", "x", tensor("row")), True), (call("aten.add.Tensor", "x"), False)],

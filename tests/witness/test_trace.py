@@ -436,6 +436,20 @@ def test_copies_of_reserved_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     assert not seen.is_uninitialised(alive[0])
 
 
+def test_memory_from_before_the_trace_is_told_apart() -> None:
+    seen = Memory()
+    weight, other = torch.zeros(2, 3), torch.zeros(3)
+    seen.is_there(weight)
+    seen.is_there(other)
+    seen.is_there(weight)
+    assert seen.made_by(weight) == seen.made_by(weight.t()) == -1
+    assert seen.made_by(other) == -2
+    seen.wrote(weight, 5)
+    assert seen.made_by(weight) == 5
+    seen.is_there(weight)
+    assert seen.made_by(weight) == -3
+
+
 @pytest.mark.parametrize("line", ["3", "[]", "null", "{", "{}"])
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
     files = traced(tmp_path, step_with())
