@@ -140,6 +140,12 @@ def _seen(case: Case) -> Iterator[str]:
         )
     for name, one, other in differing_hyperparameters(case.records, case.difference.step):
         yield f"the optimizer's {name} was {one} in one run and {other} in the other"
+    where = case.localisation
+    if where is not None and where.or_at is not None:
+        yield (
+            f"Python has read a number of what {_call(where)} gave, and {where.or_at} parts as "
+            "well, because of that or by itself"
+        )
     if case.difference.stage == "batch":
         same = rows_are_the_same(case.records, case.difference.step)
         if same is not None:

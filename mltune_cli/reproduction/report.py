@@ -114,6 +114,8 @@ class Localisation(_Frozen):
         was_written_outside: an input differs although the operation that made it gave equal
             results: something wrote to its memory that torch did not see.
         made_by: the operation that made the differing input; None where it came from outside.
+        or_at: a later call that parts because of this one, or by itself: Python, which has read a
+            number of this one, gave it something else.
         reaches_training: the loss, the backward pass or the optimizer reads what came of it, as far
             as torch sees.
     """
@@ -134,6 +136,7 @@ class Localisation(_Frozen):
     is_convicted: bool = False
     was_written_outside: bool = False
     made_by: str | None = None
+    or_at: str | None = None
     reaches_training: bool = True
 
 

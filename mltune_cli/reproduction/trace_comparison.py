@@ -19,6 +19,8 @@ FROM_OUTSIDE = ("aten.lift_fresh", "aten.empty", "aten.set_")
 _READS_SHAPES = (
     "aten.empty_like", "aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.rand",
 )  # fmt: skip
+# One call, as two traces have it.
+_Pair = tuple[TraceRecord, TraceRecord]
 _NOTHING = TraceRecord("(the step has ended)", "elsewhere", "")
 
 
@@ -84,13 +86,15 @@ class _Parting:
     """A call at which two traces part, other than in consequence of one before."""
 
     place: int
-    pair: tuple[TraceRecord, TraceRecord]
+    pair: _Pair
     differing: Differing
 
-    @property
-    def draws(self) -> bool:
-        """Whether it draws random numbers, so that all that draws after it draws others."""
-        return any(record.random_state is not None for record in self.pair)
+    def draws_from(self, generator: str) -> bool:
+        """Tell whether it draws random numbers, so that all that draws after it draws others."""
+        return any(
+            record.random_state is not None and _generator(record) == generator
+            for record in self.pair
+        )
 
     @property
     def is_a_result(self) -> bool:
@@ -103,7 +107,7 @@ class _Parting:
     @property
     def is_evident(self) -> bool:
         """Whether it cannot be in consequence of what parted before, where that is not followed."""
-        was_silent = self.differing == "input" and None not in _makers(self.pair)
+        was_silent = self.differing == "input" and not _is_from_outside(self.pair)
         is_torchs = self.differing == "random state" and self.pair[0].operation.startswith("aten.")
         return self.is_a_result or was_silent or is_torchs
 
@@ -120,16 +124,19 @@ def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisa
     operations: list[str] = []
     partings: list[_Parting] = []
     flow = TraceFlow()
+    through_python: tuple[Set[int], TraceRecord] | None = None
     pairs = itertools.zip_longest(first.records(), second.records(), fillvalue=_NOTHING)
     for place, (mine, theirs) in enumerate(pairs):
         differing = _differing(mine, theirs)
         reasons = _reasons(differing, (mine, theirs), flow, partings)
         parts = differing is not None and not reasons
+        if differing in ("argument", "input") and reasons == flow.numbers and reasons:
+            through_python = through_python or (reasons, mine)
         if differing is not None and parts:
             partings.append(_Parting(place, (mine, theirs), differing))
             if differing == "input":
                 # The same memory, read again, is no other parting, whatever came of the first time.
-                flow.follow(_makers((mine, theirs)), place)
+                flow.follow((one for one, _ in _inputs_apart((mine, theirs))), place)
         gives_others = not mine.outputs or _digests(mine.outputs) != _digests(theirs.outputs)
         flow.add(place, mine, {place} if parts else reasons, gives_others=gives_others)
         operations.append(mine.operation)
@@ -144,12 +151,15 @@ def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisa
         chosen = next(others, chosen)
         # What nothing is seen to read may be read after Python had it; or be what is kept.
         reaches = chosen is not partings[0] or chosen.is_a_result
-    return _localisation(chosen, operations, (first, second), step, reaches_training=reaches)
+    found = _localisation(chosen, operations, (first, second), step, reaches_training=reaches)
+    if through_python is None or chosen.place not in through_python[0]:
+        return found
+    return found.model_copy(update={"or_at": _spelled(through_python[1])})
 
 
 def _reasons(
     differing: Differing | None,
-    pair: tuple[TraceRecord, TraceRecord],
+    pair: _Pair,
     flow: TraceFlow,
     before: Collection[_Parting],
 ) -> Set[int]:
@@ -157,25 +167,31 @@ def _reasons(
     if differing in ("argument", "operation"):
         return flow.numbers
     if differing == "random state":
-        return {one.place for one in before if one.draws}
+        return {one.place for one in before if one.draws_from(_generator(pair[0]))}
     if differing == "input":
-        makers = _makers(pair)
-        if None in makers:  # from outside torch
-            return flow.numbers
-        if any(maker >= 0 and not flow.origins(maker) for maker in makers if maker is not None):
-            # Its memory was written in parts, perhaps, and the last writer is not the guilty one.
-            return {one.place for one in before}
-        return frozenset().union(*map(flow.origins, makers))
+        followed = frozenset().union(*(flow.origins(mine) for mine, _ in _inputs_apart(pair)))
+        return flow.numbers if not followed and _is_from_outside(pair) else followed
     return frozenset()
 
 
-def _makers(pair: tuple[TraceRecord, TraceRecord]) -> list[int | None]:
-    """Return what made the inputs that differ."""
+def _inputs_apart(pair: _Pair) -> list[tuple[TracedTensor, TracedTensor]]:
+    """Return the inputs that differ."""
     return [
-        mine.made_by
+        (mine, theirs)
         for mine, theirs in zip(pair[0].inputs, pair[1].inputs, strict=False)
         if mine.digest != theirs.digest
     ]
+
+
+def _is_from_outside(pair: _Pair) -> bool:
+    """Tell whether an input differs that torch was not seen to make."""
+    return any(mine.made_by is None for mine, _ in _inputs_apart(pair))
+
+
+def _generator(record: TraceRecord) -> str:
+    """Return which random numbers a call draws: of Python, NumPy or torch."""
+    home = record.operation.partition(".")[0]
+    return home if home in ("python", "numpy") else "torch"
 
 
 def convicted(trace: TraceFiles, step: int) -> Localisation | None:

@@ -1,8 +1,8 @@
 """Where values go in a trace: whether a step trains on what came of a call."""
 
-from collections.abc import Collection, Set
+from collections.abc import Iterable, Set
 
-from mltune_cli.witness.trace_record import TraceRecord
+from mltune_cli.witness.trace_record import TracedTensor, TraceRecord
 
 # The backward pass begins by asking the loss for its like.
 _BEGINS_BACKWARD = "aten.ones_like"
@@ -14,14 +14,16 @@ _TRAINING_PHASES = ("backward", "optimizer")
 class TraceFlow:
     """Follows the results of some calls through all calls that read them.
 
-    Memory that is written in parts is followed by who wrote to it last, and what leaves torch and
-    comes back is lost: what is said to reach the training does; what is not may do so too.
+    What leaves torch and comes back is lost: what is said to reach the training does; what is not
+    may do so too.
     """
 
     def __init__(self) -> None:
         self._origins: dict[int, frozenset[int]] = {}
+        self._memory: dict[int, frozenset[int]] = {}
         self._numbers: frozenset[int] = frozenset()
         self._reaching: set[int] = set()
+        self._begun: frozenset[int] = frozenset()
 
     @property
     def reaching(self) -> Set[int]:
@@ -33,20 +35,24 @@ class TraceFlow:
         """The followed calls of which Python has read a number."""
         return self._numbers
 
-    def origins(self, maker: int | None) -> Set[int]:
-        """Return the followed calls that what a call gave came of."""
-        return self._origins.get(maker, frozenset()) if maker is not None else frozenset()
+    def origins(self, read: TracedTensor) -> Set[int]:
+        """Return the followed calls that a tensor came of.
 
-    def follow(self, makers: Collection[int | None], place: int) -> None:
-        """Take what some calls gave, or memory from before the trace, as what came of a call.
-
-        Args:
-            makers: of memory that was written outside torch; see `TracedTensor.made_by`.
-            place: of the call at which that is seen.
+        Those of its memory where its last writer is none of them, which may have filled a part.
         """
-        for maker in makers:
-            if maker is not None:
-                self._origins[maker] = frozenset({place})
+        last = self._origins.get(read.made_by) if read.made_by is not None else None
+        return last or self._of_memory(read)
+
+    def _of_memory(self, tensor: TracedTensor) -> frozenset[int]:
+        if tensor.memory is None:
+            return frozenset()
+        return self._memory.get(tensor.memory, frozenset())
+
+    def follow(self, tensors: Iterable[TracedTensor], place: int) -> None:
+        """Take the memory of some tensors, which was written outside torch, as a call's."""
+        for tensor in tensors:
+            if tensor.memory is not None:
+                self._memory[tensor.memory] = self._of_memory(tensor) | {place}
 
     def add(
         self,
@@ -65,13 +71,28 @@ class TraceFlow:
                 followed from here on.
             gives_others: what it gives is not the same in two runs, or that is not known.
         """
-        origins = frozenset(more).union(*(self.origins(one.made_by) for one in record.inputs))
-        if record.operation.startswith(_BEGINS_BACKWARD):
-            self._reaching |= origins
+        origins = frozenset(more).union(*map(self.origins, record.inputs))
+        self._note_beginning(record, origins)
         if not origins or not gives_others:
             return
         self._origins[place] = origins
+        for written in record.outputs:
+            if written.memory is not None:
+                self._memory[written.memory] = self._of_memory(written) | origins
         if record.operation.startswith(_GIVES_NUMBERS):
             self._numbers |= origins
         if record.phase in _TRAINING_PHASES:
             self._reaching |= origins
+
+    def _note_beginning(self, record: TraceRecord, origins: frozenset[int]) -> None:
+        """Take what a loss came of as what is trained on, once its backward pass has begun.
+
+        The next call that is more than a view tells whether it has: ones are asked for elsewhere
+        as well.
+        """
+        if record.operation.startswith(_BEGINS_BACKWARD):
+            self._begun |= origins
+        elif record.inputs or record.outputs:
+            if record.phase == "backward":
+                self._reaching |= self._begun
+            self._begun = frozenset()

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+# Stands for the operations before the trace, of which digests say that their results were equal.
+BEFORE = -1
 # Above this a partial write counts as a whole one: the map would be as large as the memory.
 _LARGEST_MAP = 1 << 28
 # Above this what reserved memory held is not kept, and a write from outside torch is not noticed.
@@ -17,16 +19,19 @@ class _Piece:
     """One storage.
 
     Attributes:
-        alive: keeps the storage's number from being given to another one.
-        made_by: place of the operation that wrote it last; below 0 for none since it was known,
-            another number for each piece.
+        number: in the order in which they were seen.
+        alive: keeps the storage's address from being given to another one.
+        made_by: place of the operation that wrote it last.
+        is_scratch: an operation's own notes, of which only parts mean anything.
         is_raw: allocated, and not written whole.
         written: one flag for each byte of raw memory that is written in part.
         reserved: the bytes of raw memory as they were when it was reserved.
     """
 
+    number: int
     alive: StorageWeakRef
     made_by: int | None = None
+    is_scratch: bool = False
     is_raw: bool = False
     written: torch.Tensor | None = None
     reserved: torch.Tensor | None = None
@@ -42,20 +47,19 @@ class Memory:
 
     _pieces: dict[int, _Piece] = field(default_factory=dict)
     _copied_bytes: int = 0
-    _known_count: int = 0
 
     def is_there(self, tensor: torch.Tensor) -> None:
-        """Note memory whose contents are known without the operations that made them."""
+        """Note memory whose contents are known from before the first operation."""
         piece = self._piece(tensor)
-        if piece is not None and (piece.made_by is None or piece.made_by >= 0):
-            self._known_count += 1
-            piece.made_by = -self._known_count
+        if piece is not None:
+            piece.made_by, piece.is_scratch = BEFORE, False
 
     def allocated(self, tensor: torch.Tensor, record: int) -> None:
         """Note memory that an operation has only reserved."""
         piece = self._piece(tensor)
         if piece is not None:
-            piece.made_by, piece.is_raw, piece.written = record, _byte_count(tensor) > 0, None
+            piece.made_by, piece.is_scratch = record, False
+            piece.is_raw, piece.written = _byte_count(tensor) > 0, None
             piece.reserved = self._copy_of_bytes(tensor)
 
     def wrote(self, tensor: torch.Tensor, record: int) -> None:
@@ -63,7 +67,7 @@ class Memory:
         piece = self._piece(tensor)
         if piece is None:
             return
-        piece.made_by = record
+        piece.made_by, piece.is_scratch = record, False
         if not piece.is_raw:
             return
         total = _byte_count(tensor)
@@ -75,10 +79,26 @@ class Memory:
             piece.written = torch.zeros(total, dtype=torch.bool)
         _bytes_of(tensor, piece.written).fill_(True)
 
+    def noted(self, tensor: torch.Tensor) -> None:
+        """Note memory that an operation has written for itself, in part perhaps."""
+        piece = self._known(tensor)
+        if piece is not None:
+            piece.is_scratch = True
+
     def made_by(self, tensor: torch.Tensor) -> int | None:
-        """Return what wrote a tensor's storage last; see `TracedTensor.made_by`."""
+        """Return the place of the operation that wrote a tensor's storage last."""
         piece = self._known(tensor)
         return piece.made_by if piece is not None else None
+
+    def number(self, tensor: torch.Tensor) -> int | None:
+        """Return the number of a tensor's storage; None where it was never noted."""
+        piece = self._known(tensor)
+        return piece.number if piece is not None else None
+
+    def is_scratch(self, tensor: torch.Tensor) -> bool:
+        """Tell whether a tensor shows what an operation has written for itself."""
+        piece = self._known(tensor)
+        return piece is not None and piece.is_scratch
 
     def is_uninitialised(self, tensor: torch.Tensor) -> bool:
         """Tell whether a tensor shows memory that nothing has written.
@@ -137,7 +157,8 @@ class Memory:
             return None
         piece = self._pieces.get(storage._cdata)
         if piece is None:
-            piece = self._pieces[storage._cdata] = _Piece(StorageWeakRef(storage))  # type: ignore[no-untyped-call]
+            weak = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            piece = self._pieces[storage._cdata] = _Piece(len(self._pieces), weak)
         return piece
 
 

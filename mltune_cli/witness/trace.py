@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import json
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,6 +46,21 @@ _SKIPPED_NAMESPACES = ("profiler", "prim")
 # They reserve memory, and what it holds means nothing.
 _ALLOCATING = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided",
                "empty_permuted", "empty_quantized")  # fmt: skip
+# What they keep for their own backward pass, by its place among their results: reserved, and filled
+# in part. What random numbers would make of it, the generator's state shows.
+_SCRATCH = {
+    "mkldnn_rnn_layer": (3,),
+    "_cudnn_rnn": (3,),
+    "_ctc_loss": (1,),
+    "cudnn_batch_norm": (3,),
+    "_batch_norm_with_update": (3,),
+    "_flash_attention_forward": (2, 3, 4),
+    "_efficient_attention_forward": (2, 3),
+    "_cudnn_attention_forward": (6, 7, 8),
+    "_scaled_dot_product_flash_attention": (6, 7, 8),
+    "_scaled_dot_product_efficient_attention": (2, 3),
+    "_scaled_dot_product_cudnn_attention": (6, 7, 8),
+}
 # They write every element of their first argument, and do not read it.
 _OVERWRITING = ("copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_",
                 "exponential_", "log_normal_", "geometric_", "cauchy_", "set_")  # fmt: skip
@@ -94,6 +110,7 @@ class OperationTrace(TorchDispatchMode):
         self._count = 0
         # A forked process, such as a loader's worker, inherits the mode, and is no part of it.
         self._pid = os.getpid()
+        self._thread = threading.get_ident()
         self._is_over = False
         self._kept_bytes = 0
         self._waiting: list[tuple[TraceRecord, _Moved]] = []
@@ -174,13 +191,17 @@ class OperationTrace(TorchDispatchMode):
         )
         again = CallAgain(func, args, kwargs, state is not None) if is_repeated else None
         result = func(*args, **kwargs)
-        results = [r for r in tree_flatten(result)[0] if isinstance(r, torch.Tensor)]
+        given_back = tree_flatten(result)[0]
+        results = [r for r in given_back if isinstance(r, torch.Tensor)]
         produced = results + [t for t in written if not is_among(t, results)]
         for tensor in produced:
             if is_allocating:
                 self._memory.allocated(tensor, self._count)
             else:
                 self._memory.wrote(tensor, self._count)
+        for place in _SCRATCH.get(name, ()):
+            if place < len(given_back) and isinstance(given_back[place], torch.Tensor):
+                self._memory.noted(given_back[place])
         hidden = is_allocating or namespace in _COLLECTIVES
         outputs = [] if hidden else [self._seen(tensor, produced=True) for tensor in produced]
         unequal: tuple[tuple[int, str], ...] = ()
@@ -190,7 +211,8 @@ class OperationTrace(TorchDispatchMode):
         return result
 
     def _note_random_call(self, name: str, state: str) -> None:
-        if os.getpid() != self._pid:
+        # When another thread draws, to prefetch rows perhaps, is another time in each run.
+        if os.getpid() != self._pid or threading.get_ident() != self._thread:
             return
         site = self.sites.here()
         self._append(
@@ -207,7 +229,7 @@ class OperationTrace(TorchDispatchMode):
         for _ in range(self._request.executions - 1):
             unequal = []
             for place, tensor in enumerate(again.execute()):
-                if place >= len(outputs) or UNINITIALISED in (outputs[place].digest,):
+                if place >= len(outputs) or outputs[place].digest in ("", UNINITIALISED):
                     continue
                 digest = _digest(tensor)
                 if digest != outputs[place].digest:
@@ -220,15 +242,18 @@ class OperationTrace(TorchDispatchMode):
     def _seen(self, tensor: torch.Tensor, *, produced: bool) -> "_Seen":
         is_raw = self._memory.is_uninitialised(tensor)
         made_by = None if produced else self._memory.made_by(tensor)
-        dtype, shape = str(tensor.dtype).removeprefix("torch."), _shape(tensor)
-        if is_raw:
-            return _Seen(TracedTensor(UNINITIALISED, dtype, shape, made_by))
+        undigested = TracedTensor(
+            UNINITIALISED if is_raw else "", str(tensor.dtype).removeprefix("torch."),
+            _shape(tensor), made_by, self._memory.number(tensor),
+        )  # fmt: skip
+        if is_raw or self._memory.is_scratch(tensor):
+            return _Seen(undigested)
         if self._request.executions == 1 and not self._has_room(tensor):
             # Nobody asks for its digest now: the device is not waited for.
-            return _Seen(TracedTensor("", dtype, shape, made_by), _pending(tensor))
+            return _Seen(undigested, _pending(tensor))
         digest = _digest(tensor)
         self._keep(tensor, digest)
-        return _Seen(TracedTensor(digest, dtype, shape, made_by))
+        return _Seen(replace(undigested, digest=digest))
 
     def _has_room(self, tensor: torch.Tensor) -> bool:
         size = tensor.numel() * tensor.element_size()

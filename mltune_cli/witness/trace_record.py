@@ -52,18 +52,20 @@ class TracedTensor:
     """One tensor that an operation took or gave.
 
     Attributes:
-        digest: 16 hexadecimal digits; `UNINITIALISED`, or empty where there is nothing to read.
+        digest: 16 hexadecimal digits; `UNINITIALISED`, or empty where there is nothing to read, or
+            nothing that must be alike.
         dtype: as torch spells it, without `torch.`.
         shape: sizes.
-        made_by: place of the last operation that wrote its memory; below 0, another number for
-            each piece of memory, for what was there before the trace and is digested as the state
-            of training; None where none was seen.
+        made_by: place of the last operation that wrote its memory; -1 for what was there before
+            the trace, and is digested as the state of training; None where none was seen.
+        memory: number of its piece of memory, which its views share; None where none is known.
     """
 
     digest: str
     dtype: str
     shape: tuple[int, ...]
     made_by: int | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The operation trace: planted faults are found at their call, clean steps are equal."""
 
 import random
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,12 @@ from hypothesis import strategies as st
 
 from mltune_cli.errors import NoVerdictError
 from mltune_cli.reproduction.report import Localisation
-from mltune_cli.reproduction.trace_comparison import TraceFiles, compare_traces, convicted
+from mltune_cli.reproduction.trace_comparison import (
+    TraceFiles,
+    compare_traces,
+    convicted,
+    uninitialised_read,
+)
 from mltune_cli.witness import memory
 from mltune_cli.witness.memory import Memory
 from mltune_cli.witness.trace import OperationTrace, open_trace
@@ -339,6 +345,53 @@ def test_python_and_numpy_draws_are_calls_too(tmp_path: Path) -> None:
     assert found.values[1].endswith("in fault")
 
 
+def test_what_another_thread_draws_is_no_call_of_the_step(tmp_path: Path) -> None:
+    """A thread that prefetches rows draws at another time in each run."""
+
+    def drawing() -> None:
+        for target in (random.random, np.random.rand):
+            thread = threading.Thread(target=target)
+            thread.start()
+            thread.join()
+        random.random()
+
+    names = [record.operation for record in traced(tmp_path, drawing).records()]
+    assert [name for name in names if ".random." in name] == ["python.random.random"]
+
+
+def recurrent() -> Callable[[], object]:
+    net = torch.nn.LSTM(4, 8, batch_first=True)
+    rows = torch.randn(3, 5, 4)
+    return lambda: net(rows)[0].sum().backward()
+
+
+def connectionist() -> Callable[[], object]:
+    scores = torch.randn(12, 3, 5).log_softmax(-1).requires_grad_()
+    labels = torch.randint(1, 5, (3, 4))
+    lengths = torch.tensor([12, 7, 4]), torch.tensor([4, 2, 1])
+    return lambda: torch.nn.functional.ctc_loss(scores, labels, *lengths).backward()
+
+
+@pytest.mark.parametrize("make", [recurrent, connectionist])
+def test_what_operations_note_for_their_own_backward_is_no_result(
+    tmp_path: Path, make: Callable[[], Callable[[], object]]
+) -> None:
+    """It is reserved, and only parts of it are written: never twice the same."""
+    alive = []
+    files = []
+    for name in "ab":
+        torch.manual_seed(0)
+        call = make()
+        # What is reserved next holds something else each time.
+        alive.extend(torch.rand(size) for size in (7168, 1024, 225, 81) for _ in range(6))
+        del alive[::2]
+        files.append(traced(tmp_path / name, call, executions=3))
+    assert any(record.phase == "backward" for record in files[0].records())
+    assert convicted(files[0], 1) is None
+    assert uninitialised_read(files[0], 1) is None
+    assert compare_traces(*files, 1) is None
+
+
 def test_more_than_is_kept_is_told_by_digests_alone(tmp_path: Path) -> None:
     traces = [
         traced(tmp_path / name, step_with(change=change), keep_bytes=0)
@@ -436,18 +489,15 @@ def test_copies_of_reserved_memory_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     assert not seen.is_uninitialised(alive[0])
 
 
-def test_memory_from_before_the_trace_is_told_apart() -> None:
+def test_pieces_of_memory_are_told_apart() -> None:
     seen = Memory()
     weight, other = torch.zeros(2, 3), torch.zeros(3)
     seen.is_there(weight)
-    seen.is_there(other)
-    seen.is_there(weight)
-    assert seen.made_by(weight) == seen.made_by(weight.t()) == -1
-    assert seen.made_by(other) == -2
-    seen.wrote(weight, 5)
-    assert seen.made_by(weight) == 5
-    seen.is_there(weight)
-    assert seen.made_by(weight) == -3
+    seen.wrote(other, 5)
+    assert (seen.made_by(weight), seen.made_by(other)) == (-1, 5)
+    assert seen.number(weight) == seen.number(weight.t()) is not None
+    assert seen.number(other) == seen.number(other[1:]) != seen.number(weight)
+    assert seen.number(torch.zeros(3)) is None
 
 
 @pytest.mark.parametrize("line", ["3", "[]", "null", "{", "{}"])
