@@ -89,8 +89,8 @@ def localise(difference: FirstDifference, run_pair: RunPair, run_one: RunOne) ->
                 "moves from run to run"
             )
             step = pair.earlier.step
-        if difference.is_start and step > 0 and _is_older(result.found):
-            result.found = _made_before(process, run_pair) or result.found
+        if _may_be_made_before(difference, step, result.found):
+            result.found = _made_before(difference, process, run_pair) or result.found
         if result.found is None and step > 0:
             _convict(result, step, process, run_one)
     except NoVerdictError as error:
@@ -98,14 +98,29 @@ def localise(difference: FirstDifference, run_pair: RunPair, run_one: RunOne) ->
     return result
 
 
+def _may_be_made_before(difference: FirstDifference, step: int, found: Localisation | None) -> bool:
+    """Tell whether what differs may have been there when the trace began.
+
+    A later optimizer's model, which nobody digests before its own first step.
+    """
+    is_late = difference.is_start or (step == 1 and difference.stage != "batch")
+    return step > 0 and is_late and _is_older(found)
+
+
 def _is_older(found: Localisation | None) -> bool:
-    """Tell whether what differs was there when the trace began."""
     return found is None or (found.differs == "input" and found.made_by is None)
 
 
-def _made_before(process: str, run_pair: RunPair) -> Localisation | None:
+def _made_before(
+    difference: FirstDifference, process: str, run_pair: RunPair
+) -> Localisation | None:
     """Look where a later optimizer's model was made: perhaps before the first step."""
-    return compare_traces(*run_pair(TraceRequest(0), process).traces, 0)
+    found = compare_traces(*run_pair(TraceRequest(0), process).traces, 0)
+    # This trace ends with the first step's backward pass, and tells what that one read.
+    is_why = difference.is_start or (
+        found is not None and found.reaches_training and not _is_older(found)
+    )
+    return found if is_why else None
 
 
 def _of_pair(

@@ -72,13 +72,16 @@ def find_model(parameters: Iterable[torch.Tensor]) -> NamedModel:
     def rank(held: tuple[torch.nn.Module, list[tuple[str, torch.nn.Parameter]]]) -> Any:
         module, own = held
         # Modules alike stand in the optimizer's order: the collector's is another in each run.
-        first = min((wanted[id(p)] for _, p in own if id(p) in wanted), default=len(wanted))
-        return -len(own), type(module).__name__, first
+        places = [wanted[id(p)] for _, p in own if id(p) in wanted]
+        # Of two models that share what is trained, the one that has little else is being trained;
+        # the other one may be left of an earlier phase, or be gone.
+        others = len(own) - len(places)
+        return -len(places), others, type(module).__name__, min(places, default=0)
 
     names: dict[int, str] = {}
     frozen = _Named()
     owners: list[tuple[str, ref[torch.nn.Module]]] = []
-    # Wrappers that keep a model in a list are outermost too; the largest one names everything.
+    # Wrappers that keep a model in a list are outermost too; what holds most names everything.
     for module, own in sorted(outermost, key=rank):
         if not any(id(p) in wanted and id(p) not in names for _, p in own):
             continue

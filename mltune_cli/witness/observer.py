@@ -170,11 +170,15 @@ class Observer:
 
     def _watch_making(self, initialise: Any) -> Any:
         def watched(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._trace is None and self._steps == 0:
+            is_first = self._trace is None and self._steps == 0
+            if is_first:
                 self._guard.do(self._begin_trace, in_modes=True)
             initialise(optimizer, *args, **kwargs)
-            if self._trace is not None:
-                self._trace.know(p for _, p in optimizer_parameters(optimizer, {}))
+            trace = self._trace
+            # What a later one trains is digested by nobody before it takes a step.
+            if is_first and trace is not None:
+                own = optimizer_parameters(optimizer, {})
+                self._guard.do(lambda: trace.know(parameter for _, parameter in own))
 
         return watched
 

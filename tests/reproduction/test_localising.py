@@ -27,8 +27,8 @@ from mltune_cli.witness.trace_record import (
 BACKWARD = "backward"
 
 
-def tensor(digest: str, made_by: int | None = None) -> TracedTensor:
-    return TracedTensor(digest, "complex64", (2,), made_by)
+def tensor(digest: str, made_by: int | None = None, memory: int | None = None) -> TracedTensor:
+    return TracedTensor(digest, "complex64", (2,), made_by, memory)
 
 
 def call(
@@ -40,6 +40,10 @@ def call(
     **fields: Any,
 ) -> TraceRecord:
     return TraceRecord(operation, phase, scalars, inputs, (tensor(out),), **fields)
+
+
+def _filling(out: str, read: TracedTensor, memory: int) -> TraceRecord:
+    return TraceRecord("aten.copy_.default", "forward", "", (read,), (tensor(out, memory=memory),))
 
 
 def number_of(read: TracedTensor) -> TraceRecord:
@@ -145,6 +149,45 @@ def test_what_is_the_same_again_leads_nowhere(trace: Trace) -> None:
     assert (found.operation, found.reaches_training) == ("my.noisy", True)
 
 
+def test_ones_begin_no_backward_pass_alone(trace: Trace) -> None:
+    def step(run: int) -> list[TraceRecord]:
+        return [
+            call("aten.add_.Tensor", f"time{run}", tensor("zero"), scalars=f"0.00{run}"),
+            call("aten.ones_like.default", "1", tensor(f"time{run}", 0)),
+            call("my.noisy", f"n{run}", tensor("row")),
+            call("aten.mul.Tensor", f"g{run}", tensor(f"n{run}", 2), phase=BACKWARD),
+        ]
+
+    found = parting(trace, step)
+    assert (found.operation, found.reaches_training) == ("my.noisy", True)
+
+
+def test_a_generator_is_moved_by_its_own_draws_alone(trace: Trace) -> None:
+    def step(run: int) -> list[TraceRecord]:
+        return [
+            TraceRecord("python.random.random", "elsewhere", "", random_state=f"p{run}"),
+            call("aten.native_dropout.default", f"d{run}", tensor("x"), random_state=f"s{run}"),
+            call("aten.mul.Tensor", f"g{run}", tensor(f"d{run}", 1), phase=BACKWARD),
+        ]
+
+    assert parting(trace, step).operation == "aten.native_dropout.default"
+
+
+def test_what_python_may_have_made_of_a_number_is_told_beside_it(trace: Trace) -> None:
+    def step(run: int) -> list[TraceRecord]:
+        return [
+            number_of(tensor(f"time{run}")),
+            call("aten.mul.Tensor", f"g{run}", tensor(f"noise{run}"), phase=BACKWARD,
+                 frame="train.py:9"),
+        ]  # fmt: skip
+
+    found = parting(trace, step)
+    assert found.operation == "aten._local_scalar_dense.default"
+    assert found.or_at == "aten.mul.Tensor at train.py:9"
+    direct = parting(trace, lambda run: step(run)[1:])
+    assert (direct.operation, direct.or_at) == ("aten.mul.Tensor", None)
+
+
 def test_a_silent_write_comes_of_nothing_before(trace: Trace) -> None:
     def step(run: int) -> list[TraceRecord]:
         return [
@@ -173,32 +216,40 @@ def test_memory_that_is_filled_in_parts_blames_no_silent_write(trace: Trace) -> 
 
     def step(run: int) -> list[TraceRecord]:
         return [
-            call("aten.copy_.default", f"a{run}", tensor(f"file{run}")),
-            call("aten.copy_.default", "b", tensor("other")),
-            call("aten.mm.default", f"m{run}", tensor(f"ab{run}", 1), phase=BACKWARD),
+            _filling(f"a{run}", tensor(f"file{run}"), memory=7),
+            _filling("b", tensor("other"), memory=7),
+            call("aten.mm.default", f"m{run}", tensor(f"ab{run}", 1, 7), phase=BACKWARD),
         ]
 
     found = parting(trace, step)
     assert (found.operation, found.was_written_outside) == ("aten.copy_.default", False)
     assert found.reaches_training
     # With nothing before that parts, it is one.
-    parts = [call("aten.mm.default", f"m{n}", tensor(f"ab{n}", 0), phase=BACKWARD) for n in (1, 2)]
-    filled = call("aten.copy_.default", "b", tensor("other"))
-    alone = compare_traces(*(trace(filled, part) for part in parts), 1)
-    assert alone is not None
-    assert (alone.made_by, alone.was_written_outside) == ("aten.copy_.default", True)
+
+    def silent(run: int) -> list[TraceRecord]:
+        return [
+            # What parts elsewhere is no reason.
+            _filling(f"time{run}", tensor(f"file{run}"), memory=8),
+            _filling("b", tensor("other"), memory=7),
+            call("aten.mm.default", f"m{run}", tensor(f"ab{run}", 1, 7), phase=BACKWARD),
+        ]
+
+    alone = parting(trace, silent)
+    assert (alone.operation, alone.made_by) == ("aten.mm.default", "aten.copy_.default")
+    assert alone.was_written_outside
+    assert alone.reaches_training
 
 
-@pytest.mark.parametrize(("read", "is_same"), [(-1, True), (-2, False)])
+@pytest.mark.parametrize(("memory", "is_same"), [(4, True), (5, False)])
 def test_memory_that_was_written_silently_is_told_where_it_is_read_first(
-    trace: Trace, read: int, is_same: bool
+    trace: Trace, memory: int, is_same: bool
 ) -> None:
     """Rounded away in the forward pass it is still what the backward pass reads."""
 
     def step(run: int) -> list[TraceRecord]:
         return [
-            call("aten.mm.default", "m", tensor(f"w{run}", -1)),
-            call("aten.mm.default", f"g{run}", tensor(f"w{run} turned", read), phase=BACKWARD),
+            call("aten.mm.default", "m", tensor(f"w{run}", -1, 4)),
+            call("aten.mm.default", f"g{run}", tensor(f"w{run}'", -1, memory), phase=BACKWARD),
         ]
 
     found = parting(trace, step)
@@ -236,12 +287,15 @@ def test_a_conviction_is_one_that_the_step_is_trained_on(trace: Trace, kind: str
     raw = tensor(UNINITIALISED if kind == "raw memory" else "a")
     harmless = call("aten.sort.default", "logged", raw, **guilty)
     harmful = call("aten.index_add.default", "sum", raw, **guilty)
-    rest = call("aten.ones_like.default", "1", tensor("sum", 1))
+    rest = [
+        call("aten.ones_like.default", "1", tensor("sum", 1)),
+        call("my.back", "g", phase=BACKWARD),
+    ]
     look = convicted if kind == "two results" else uninitialised_read
-    found = look(trace(harmless, harmful, rest), 1)
+    found = look(trace(harmless, harmful, *rest), 1)
     assert found is not None
     assert (found.operation, found.reaches_training) == ("aten.index_add.default", True)
-    alone = look(trace(harmless, call("aten.mm.default", "sum"), rest), 1)
+    alone = look(trace(harmless, call("aten.mm.default", "sum"), *rest), 1)
     assert alone is not None
     assert (alone.operation, alone.reaches_training) == ("aten.sort.default", False)
 
@@ -315,3 +369,27 @@ def test_a_later_optimizers_model_is_looked_for_before_the_first_step(trace: Tra
     assert [request.step for request in asked] == [3, 3, 0]
     assert result.found is not None
     assert (result.found.operation, result.found.step) == ("aten.normal_.default", 0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "is_trained_on", "is_replaced"),
+    [("loss", True, True), ("loss", False, False), ("batch", True, False)],
+)
+def test_another_optimizers_model_may_be_made_before_the_first_one_steps(
+    trace: Trace, stage: Any, is_trained_on: bool, is_replaced: bool
+) -> None:
+    """Nobody digests it before its own first step, and the first step may read it."""
+    read = [trace(call("aten.mm.default", out, tensor(out))) for out in ("x", "y")]
+    made = [
+        trace(
+            call("aten.normal_.default", out, random_state=out),
+            call("aten.mm.default", out, tensor(out, 0 if is_trained_on else None), phase=BACKWARD),
+        )
+        for out in ("x", "y")
+    ]
+    difference = parts(1).model_copy(update={"stage": stage})
+    pairs = [TracedPair((read[0], read[1]), None, difference)] * 2
+    pairs.append(TracedPair((made[0], made[1]), None, difference))
+    result, _ = localised(pairs, read[0], difference)
+    assert result.found is not None
+    assert (result.found.operation == "aten.normal_.default") is is_replaced

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from mltune_cli.bundled import bundled_model
 from mltune_cli.reproduction.observations import differing_tensors
 from mltune_cli.reproduction.report import FirstDifference
+from mltune_cli.reproduction.trace_comparison import TraceFiles
 from mltune_cli.witness.api import witness
 from mltune_cli.witness.hf import WitnessCallback
 from mltune_cli.witness.observer import Observer
@@ -297,6 +298,23 @@ def test_the_step_that_was_asked_for_is_traced(tmp_path: Path, step: int) -> Non
     assert names.count("aten.mean.default") == 2
 
 
+def test_what_a_later_optimizer_trains_was_digested_by_nobody(tmp_path: Path) -> None:
+    observer = Observer(tmp_path, trace=TraceRequest(1))
+    observer.install()
+    try:
+        made = [torch.nn.Linear(4, 1), torch.nn.Linear(2, 4)]
+        optimizers = [torch.optim.SGD(one.parameters(), lr=0.1) for one in made]
+        made[0](made[1](torch.ones(3, 2)).detach()).sum().backward()
+        optimizers[0].step()
+    finally:
+        observer.remove()
+    reads = [one for one in TraceFiles(tmp_path, "main").records() if "addmm" in one.operation]
+    makers = [{read.made_by for read in one.inputs if read.shape != (3, 2)} for one in reads]
+    assert makers[0] == {None}
+    assert -1 in makers[1]
+    assert None not in makers[1]
+
+
 def test_a_paused_observer_goes_on_in_the_same_file(tmp_path: Path) -> None:
     observer = Observer(tmp_path)
     for _ in range(2):
@@ -492,17 +510,19 @@ def test_what_else_holds_a_parameter_does_not_show(tmp_path: Path) -> None:
     for name in ("a", "b"):
         with witness(tmp_path / name):
             torch.manual_seed(0)
-            shared = torch.nn.Linear(2, 2)
-            first = Holder(encoder=shared, decoder=torch.nn.Linear(2, 2)) if name == "a" else None
+            shared = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+            decoder = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.BatchNorm1d(8))
+            first = Holder(encoder=shared, decoder=decoder) if name == "a" else None
             model = Holder(backbone=shared)
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
             for _ in range(2):
                 optimizer.zero_grad()
-                shared(torch.ones(1, 2)).sum().backward()
+                shared(torch.rand(3, 2)).sum().backward()
                 optimizer.step()
             del first
-    stages = ("gradients", "optimizer", "parameters")
+    stages = ("gradients", "optimizer", "parameters", "buffers")
     digests = [
         [[one.get(stage) for stage in stages] for one in records(tmp_path / name)] for name in "ab"
     ]
     assert digests[0] == digests[1]
+    assert None not in digests[0][-1]
