@@ -1,6 +1,7 @@
 """What the records of two runs say besides their digests."""
 
 import ast
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from mltune_cli.reproduction.report import FirstDifference
 from mltune_cli.witness.record import WitnessRecord
 
 Pair = tuple[Sequence[WitnessRecord], Sequence[WitnessRecord]]
+# So many rows must have come for each place at which some are left out, to call it that.
+_ROWS_TO_A_GAP = 4
 
 
 def differing_settings(records: Pair) -> Iterator[tuple[str, str, str]]:
@@ -70,7 +73,8 @@ def rows_are_the_same(records: Pair, step: int) -> bool | None:
     """Tell whether the second run saw the first run's rows in another order, up to a step.
 
     False where it saw others, or left some out. None where the rows of a batch could not be told
-    apart, or came in the same order: then something else of the batch differs.
+    apart, or are too few to tell, or came in the same order: then something else of the batch
+    differs.
     """
     at_step = [row for record in records[1] if record.step == step for row in _rows(record)]
     first, second = ([row for record in run for row in _rows(record)] for run in records)
@@ -80,13 +84,29 @@ def rows_are_the_same(records: Pair, step: int) -> bool | None:
         return False
     if second == first[: len(second)]:
         return None
-    # In the same order with some left out: no shuffling does that.
-    return not _is_subsequence(second, first)
+    gaps = _gaps(second, first)
+    if gaps is None:
+        return True
+    # In the same order with some left out: no shuffling does that, but where few rows came, any
+    # order looks like it.
+    if len(gaps) * _ROWS_TO_A_GAP <= len(second):
+        return False
+    came_elsewhere = not set(second).isdisjoint(itertools.chain(*gaps))
+    return True if came_elsewhere or len(second) >= _ROWS_TO_A_GAP else None
 
 
-def _is_subsequence(part: Sequence[str], whole: Sequence[str]) -> bool:
-    remaining = iter(whole)
-    return all(row in remaining for row in part)
+def _gaps(part: Sequence[str], whole: Sequence[str]) -> list[Sequence[str]] | None:
+    """Return the rows that a part leaves out, place by place; None where it has another order."""
+    taken, gaps = 0, []
+    for row in part:
+        try:
+            place = whole.index(row, taken)
+        except ValueError:
+            return None
+        if place > taken:
+            gaps.append(whole[taken:place])
+        taken = place + 1
+    return gaps
 
 
 def _rows(record: WitnessRecord) -> list[str]:

@@ -238,16 +238,20 @@ def test_a_search_for_kernels_is_the_cause_where_runs_agree_without_it(
 @pytest.mark.parametrize(
     ("rows", "cause"),
     [
-        (["y", "x"], "data-order"),
-        (["x", "z"], "data-content"),
-        (["x", "w"], "data-content"),  # one was left out, and the next came up
+        ("ba", "data-order"),
+        ("az", "data-content"),
+        ("abde", "data-content"),  # one was left out, and the next came up
+        ("ef", "unknown"),  # the second run was stopped, and it may be either
+        ("c", "unknown"),
+        ("ca", "data-order"),  # which is a part of two epochs, too
+        ("cafbde", "data-order"),
     ],
 )
-def test_rows_in_another_order_are_told_from_other_rows(rows: list[str], cause: str) -> None:
-    def run(first: list[str]) -> list[WitnessRecord]:
-        return [WitnessRecord(3, {}, "Adam 1", {"rows": first})]
+def test_rows_in_another_order_are_told_from_other_rows(rows: str, cause: str) -> None:
+    def run(first: str) -> list[WitnessRecord]:
+        return [WitnessRecord(3, {}, "Adam 1", {"rows": list(first)})]
 
-    known = case(difference=difference("batch"), records=(run(["x", "y", "w"]), run(rows)))
+    known = case(difference=difference("batch"), records=(run("abcdef" * 3), run(rows)))
     assert diagnose(known, Experiments()).cause == cause
 
 
