@@ -39,6 +39,7 @@ class Fault:
         process: in which they part.
         prepared: what must lie in `{made}`; see `preparations.py`.
         env: of both runs.
+        needs_rounding: a processor that takes a lower precision for products, where it may.
         is_long: left to `nox -s long`.
     """
 
@@ -55,6 +56,7 @@ class Fault:
     process: str | None = None
     prepared: str | None = None
     env: tuple[tuple[str, str], ...] = ()
+    needs_rounding: bool = False
     is_long: bool = True
 
     @property
@@ -103,9 +105,13 @@ BY_REPETITION = (
     Fault("plain_dropped_row", None, "data-content", 1, ("batch",)),
     Fault("plain_numpy_augmentation", None, "unseeded-random-numbers", 1, ("loss",)),
     Fault("plain_numpy_fill", None, "unseeded-random-numbers", 1, ("loss",), operation="addmm"),
+    Fault("plain_two_models", None, "unseeded-random-numbers", 1, ("loss",), operation="addmm"),
+    Fault("plain_recurrent", None, "unseeded-random-numbers", 1, ("rng",), operation="bernoulli",
+          is_long=False),
     Fault("plain_statistics", None, "unseeded-random-numbers", 2, ("buffers",)),
     Fault("plain_unseeded_workers", None, "unseeded-random-numbers", 1, ("batch",)),
-    Fault("plain_precision", None, "precision-setting", 1, ("loss",)),
+    Fault("plain_precision", None, "precision-setting", 1, ("loss",), needs_rounding=True),
+    Fault("plain_default_dtype", None, "precision-setting", 1, ("loss", "gradients")),
     Fault("plain_control_flow", None, "control-flow", 2, ("loss",), operation="tanh"),
     Fault("lightning_unseeded_shuffle", None, "unseeded-random-numbers", 1, ("batch", "rng"),
           "Lightning"),

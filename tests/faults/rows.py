@@ -176,8 +176,8 @@ ROWS = (
         "Shuffling, sampling or noise differs in each run, though torch is seeded.",
         ("unseeded-random-numbers",),
         ("plain_unseeded_shuffle", "plain_numpy_augmentation", "plain_numpy_fill",
-         "plain_statistics", "lightning_unseeded_shuffle", "trl_unseeded_order",
-         "accelerate_noise", "accelerate_shuffle")),
+         "plain_statistics", "plain_two_models", "plain_recurrent", "lightning_unseeded_shuffle",
+         "trl_unseeded_order", "accelerate_noise", "accelerate_shuffle")),
     Row(0, "Other rows", "A row is missing, or has another content.", ("data-content",),
         ("plain_dropped_row",)),
     Row(0, "The clock", "The time is in the rows, or in a schedule.", ("clock",),
@@ -194,6 +194,6 @@ ROWS = (
     Row(0, "Another branch",
         "One run calls an operation that the other does not call; one weight that is moved by its "
         "last bit is enough.", ("control-flow",), ("plain_one_ulp", "plain_control_flow")),
-    Row(0, "Another precision", "Products are rounded otherwise.", ("precision-setting",),
-        ("plain_precision",)),
+    Row(0, "Another precision", "Products are rounded otherwise, or numbers are made with more "
+        "digits.", ("precision-setting",), ("plain_precision", "plain_default_dtype")),
 )  # fmt: skip

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 HERE = Path(__file__).parent
 FAULTS = runpy.run_path(str(HERE / "catalogue.py"))["FAULTS"]
@@ -21,8 +22,23 @@ def _cases() -> list[Any]:
     ]  # fmt: skip
 
 
+def _rounds_products() -> bool:
+    before = torch.get_float32_matmul_precision()
+    rows = torch.linspace(0, 1, 256 * 256).view(256, 256)
+    try:
+        results = []
+        for precision in ("highest", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            results.append(rows @ rows)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return not torch.equal(*results)
+
+
 @pytest.mark.parametrize("fault", _cases())
 def test_a_planted_fault_is_found(fault: Any, check: Any, programs: str, tmp_path: Path) -> None:
+    if fault.needs_rounding and not _rounds_products():
+        pytest.skip("this processor multiplies alike, whatever precision it may take")
     made = tmp_path / "made"
     made.mkdir()
     if fault.prepared:
