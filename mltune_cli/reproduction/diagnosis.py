@@ -378,10 +378,11 @@ def _control_flow(inquiry: _Inquiry) -> Diagnosis | None:
     if where is None:
         return None
     if where.differs == "operation" and where.values is not None:
-        return inquiry.conclude(
-            "control-flow",
-            f"one run calls {where.values[0]}, where the other calls {where.values[1]}",
-        )
+        said = f"one run calls {where.values[0]}, where the other calls {where.values[1]}"
+        if where.reaches_training:
+            return inquiry.conclude("control-flow", said)
+        inquiry.evidence.append(f"{said}, and is not known to train on what came of it")
+        return None
     if not _matters(inquiry.case):
         _add_call(inquiry)
         if not inquiry.case.difference.is_start:

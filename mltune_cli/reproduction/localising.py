@@ -103,8 +103,8 @@ def _may_be_made_before(difference: FirstDifference, step: int, found: Localisat
 
     A later optimizer's model, which nobody digests before its own first step.
     """
-    is_late = difference.is_start or (step == 1 and difference.stage != "batch")
-    return step > 0 and is_late and _is_older(found)
+    is_read = step == 1 and found is not None and difference.stage != "batch"
+    return step > 0 and (difference.is_start or is_read) and _is_older(found)
 
 
 def _is_older(found: Localisation | None) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from mltune_cli.errors import NoVerdictError
 from mltune_cli.reproduction.report import Differing, Localisation, TensorDifference
 from mltune_cli.reproduction.tensor_files import raw_tensor, tensor_distance
+from mltune_cli.reproduction.trace_alignment import is_in_passing
 from mltune_cli.reproduction.trace_flow import TraceFlow
 from mltune_cli.witness.trace_record import END, UNINITIALISED, TracedTensor, TraceRecord
 
@@ -146,7 +147,10 @@ def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisa
     if not partings:
         return None
     chosen, reaches = partings[0], partings[0].place in flow.reaching
-    if not reaches:
+    if chosen.differing == "operation":
+        rests = [itertools.islice(one.records(), chosen.place, None) for one in (first, second)]
+        reaches = not is_in_passing(rests[0], rests[1], chosen.place)
+    elif not reaches:
         others = (one for one in partings[1:] if one.is_evident and one.place in flow.reaching)
         chosen = next(others, chosen)
         # What nothing is seen to read may be read after Python had it; or be what is kept.

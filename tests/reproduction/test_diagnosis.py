@@ -356,6 +356,13 @@ def test_what_nothing_is_trained_on_is_no_cause(where: Localisation, cause: str)
     assert found.cause == cause
 
 
+def test_a_call_in_passing_is_no_cause() -> None:
+    where = place("operation", values=("aten.mm at a", "aten.mean at b"), reaches_training=False)
+    found = diagnose(case(localisation=where), Experiments("nothing"))
+    assert found.cause == "unknown"
+    assert "is not known to train on" in found.evidence[-1]
+
+
 def test_what_a_later_optimizer_trains_is_not_from_outside_because_it_is_older() -> None:
     begins = difference("parameters", 3).model_copy(update={"is_start": True})
     found = diagnose(case(difference=begins, localisation=place("input")), Experiments("nothing"))

@@ -188,6 +188,49 @@ def test_what_python_may_have_made_of_a_number_is_told_beside_it(trace: Trace) -
     assert (direct.operation, direct.or_at) == ("aten.mul.Tensor", None)
 
 
+def one_alone(
+    run: int, *, used: bool = False, rest: tuple[str, ...] = ("x", "y"), **fields: Any
+) -> list[TraceRecord]:
+    """A step in which the second run calls something that the first one does not."""
+    before = [call("aten.mm.default", "m", tensor("w", -1))]
+    alone = [call("aten.mean.default", "a", tensor("m", 0), **fields), number_of(tensor("a", 1))]
+    shift = 0 if run == 1 else len(alone)
+    read = tensor("a", 1) if used and run == 2 else tensor("m", 0)
+    after = [
+        call(f"aten.{name}.default", name, read, module=f"m.{number}")
+        for number, name in enumerate(rest)
+    ]
+    last = tensor(rest[-1], len(rest) + shift) if rest else read
+    trained = call("aten.mm.default", "g", last, phase=BACKWARD)
+    return [*before, *(alone if run == 2 else []), *after, trained]
+
+
+@pytest.mark.parametrize("is_first_longer", [False, True])
+def test_a_call_in_passing_is_not_why_training_parts(trace: Trace, is_first_longer: bool) -> None:
+    """What writes a log every few seconds calls something at another step in each run."""
+
+    def found(**change: Any) -> Localisation:
+        def step(run: int) -> list[TraceRecord]:
+            return one_alone(3 - run if is_first_longer else run, **change)
+
+        place = parting(trace, step)
+        assert place.differs == "operation"
+        return place
+
+    assert not found().reaches_training
+    assert not found(rest=()).reaches_training
+    assert found(used=True).reaches_training
+    assert found(phase="optimizer").reaches_training
+    assert found(random_state="s").reaches_training
+
+
+def test_another_branch_is_no_call_in_passing(trace: Trace) -> None:
+    def step(run: int) -> list[TraceRecord]:
+        return one_alone(1, rest=("tanh", "mul") if run == 1 else ("relu", "add"))
+
+    assert parting(trace, step).reaches_training
+
+
 def test_a_silent_write_comes_of_nothing_before(trace: Trace) -> None:
     def step(run: int) -> list[TraceRecord]:
         return [
