@@ -5,24 +5,20 @@ were not the same, or an experiment, in which two runs that part are run again w
 held fixed in both, and agree. Otherwise the answer is `unknown`, with what was seen.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mltune_cli.errors import NoVerdictError
+from mltune_cli.reproduction.case import Case, call_of, first_use, matters, seeds_given, seen
 from mltune_cli.reproduction.causes import CAUSES
 from mltune_cli.reproduction.experiments import Experiments, PartingChance, TryPair
 from mltune_cli.reproduction.observations import (
-    differing_hyperparameters,
     differing_settings,
     drawn_before_seed,
     rows_are_the_same,
     searches_for_kernels,
-    seeds,
-    threads_of_cpu,
 )
-from mltune_cli.reproduction.report import Diagnosis, FirstDifference, Localisation
+from mltune_cli.reproduction.report import Diagnosis
 from mltune_cli.reproduction.trace_comparison import FROM_OUTSIDE
-from mltune_cli.witness.record import WitnessRecord
 
 # A day on which nothing happens.
 _INSTANT = "2026-01-02T03:04:05"
@@ -47,29 +43,6 @@ _VARIATION_CAUSES = {
     "kill-and-resume": "resume",
     "threads": "thread-count",
 }
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is known about a difference.
-
-    Attributes:
-        difference: the first one.
-        localisation: the operation, where it was found.
-        parted_again: how often the two runs, run again, parted again.
-        agreed: how often they did not.
-        records: of the process in question, in the two runs.
-        variation: conditions that the second run had and the first had not.
-        left_files: what the first run left where the second may have read it.
-    """
-
-    difference: FirstDifference
-    localisation: Localisation | None
-    parted_again: int
-    agreed: int
-    records: tuple[Sequence[WitnessRecord], Sequence[WitnessRecord]]
-    variation: Sequence[str] = ()
-    left_files: Sequence[str] = ()
 
 
 @dataclass
@@ -114,7 +87,7 @@ def diagnose(case: Case, try_pair: TryPair) -> Diagnosis:
     """
     chance = PartingChance(parted=1 + case.parted_again, agreed=case.agreed)
     experiments = Experiments(try_pair, case.difference, chance)
-    inquiry = _Inquiry(case, experiments, list(_seen(case)), bool(case.variation))
+    inquiry = _Inquiry(case, experiments, list(seen(case)), bool(case.variation))
     rules = (
         _variation, _settings, _memory, _kernel_search, _operation_itself, _what_was_left,
         _conditions, _seeds, _hyperparameters, _random_numbers, _kernels, _data, _control_flow,
@@ -126,42 +99,8 @@ def diagnose(case: Case, try_pair: TryPair) -> Diagnosis:
                 return found
     except NoVerdictError as error:
         inquiry.evidence.append(f"an experiment failed: {error.message.splitlines()[0]}")
-    inquiry.evidence.extend(_first_use(inquiry))
+    inquiry.evidence.extend(first_use(case))
     return inquiry.conclude("unknown")
-
-
-def _seen(case: Case) -> Iterator[str]:
-    """Say what the records show, whatever the cause is."""
-    mine, theirs = _seeds_of(case)
-    if mine != theirs:
-        yield (
-            f"torch.manual_seed was given {_listed(mine)} in one run and {_listed(theirs)} in the "
-            "other"
-        )
-    for name, one, other in differing_hyperparameters(case.records, case.difference.step):
-        yield f"the optimizer's {name} was {one} in one run and {other} in the other"
-    where = case.localisation
-    if where is not None and where.or_at is not None:
-        yield (
-            f"Python has read a number of what {_call(where)} gave, and {where.or_at} parts as "
-            "well, because of that or by itself"
-        )
-    if case.difference.stage == "batch":
-        same = rows_are_the_same(case.records, case.difference.step)
-        if same is not None:
-            yield (
-                "the same rows came, in another order" if same
-                else "a run saw rows that the other one did not see"
-            )  # fmt: skip
-
-
-def _seeds_of(case: Case) -> tuple[list[int], list[int]]:
-    mine, theirs = (seeds(records, case.difference.step) for records in case.records)
-    return mine, theirs
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers)) or "nothing"
 
 
 def _variation(inquiry: _Inquiry) -> Diagnosis | None:
@@ -224,25 +163,19 @@ def _memory(inquiry: _Inquiry) -> Diagnosis | None:
     where = inquiry.case.localisation
     if where is None:
         return None
-    if not _matters(inquiry.case):
+    if not matters(inquiry.case):
         return None
     if where.reads_uninitialised and where.differs == "output":
         return inquiry.conclude(
-            "uninitialised-memory", f"{_call(where)} reads memory that nothing has written"
+            "uninitialised-memory", f"{call_of(where)} reads memory that nothing has written"
         )
     if where.was_written_outside and where.differs == "input":
         return inquiry.conclude(
             "untraced-write",
-            f"{_call(where)} reads what {where.made_by} gave, which was equal in both runs and "
+            f"{call_of(where)} reads what {where.made_by} gave, which was equal in both runs and "
             "is not any more",
         )
     return None
-
-
-def _matters(case: Case) -> bool:
-    """Tell whether something is trained on what came of the call, or it is what differs itself."""
-    where = case.localisation
-    return where is not None and (where.reaches_training or case.difference.stage == "buffers")
 
 
 def _kernel_search(inquiry: _Inquiry) -> Diagnosis | None:
@@ -267,13 +200,13 @@ def _kernel_search(inquiry: _Inquiry) -> Diagnosis | None:
 
 def _operation_itself(inquiry: _Inquiry) -> Diagnosis | None:
     where = inquiry.case.localisation
-    if where is None or where.differs != "output" or not _matters(inquiry.case):
+    if where is None or where.differs != "output" or not matters(inquiry.case):
         return None
     if where.made_by is None and where.operation.startswith(FROM_OUTSIDE):
         return None
-    evidence = f"{_call(where)} has equal inputs in both runs, and other results"
+    evidence = f"{call_of(where)} has equal inputs in both runs, and other results"
     if where.is_convicted:
-        evidence = f"{_call(where)}, executed again on the same inputs, gives another result"
+        evidence = f"{call_of(where)}, executed again on the same inputs, gives another result"
     return inquiry.conclude("nondeterministic-operation", evidence)
 
 
@@ -316,7 +249,7 @@ def _likeliest_first(case: Case) -> list[tuple[str, str, str]]:
 
 
 def _seeds(inquiry: _Inquiry) -> Diagnosis | None:
-    mine, theirs = _seeds_of(inquiry.case)
+    mine, theirs = seeds_given(inquiry.case)
     is_blamed = mine != theirs and not inquiry.is_varied
     return inquiry.conclude("unseeded-random-numbers") if is_blamed else None
 
@@ -383,7 +316,7 @@ def _control_flow(inquiry: _Inquiry) -> Diagnosis | None:
             return inquiry.conclude("control-flow", said)
         inquiry.evidence.append(f"{said}, and is not known to train on what came of it")
         return None
-    if not _matters(inquiry.case):
+    if not matters(inquiry.case):
         _add_call(inquiry)
         if not inquiry.case.difference.is_start:
             inquiry.evidence.append("nothing is known to be trained on what came of that call")
@@ -391,7 +324,7 @@ def _control_flow(inquiry: _Inquiry) -> Diagnosis | None:
     if where.differs == "argument" and where.values is not None:
         return inquiry.conclude(
             "outside-value",
-            f"{_call(where)} was given {where.values[0]} in one run and {where.values[1]} in the "
+            f"{call_of(where)} was given {where.values[0]} in one run and {where.values[1]} in the "
             "other",
         )
     _add_call(inquiry)
@@ -400,36 +333,12 @@ def _control_flow(inquiry: _Inquiry) -> Diagnosis | None:
     if where.differs == "input" and where.made_by is None and not is_older:
         return inquiry.conclude(
             "outside-value",
-            f"an input of {_call(where)} comes from outside torch, and is not the same",
+            f"an input of {call_of(where)} comes from outside torch, and is not the same",
         )
     return None
-
-
-def _first_use(inquiry: _Inquiry) -> Iterator[str]:
-    """Say what is known of differences that do not come again, where it may be the reason."""
-    case = inquiry.case
-    several = threads_of_cpu(case.records[0])
-    if case.difference.stage != "loss" or several == 1 or case.parted_again:
-        return
-    yield (
-        f"torch computed with {several} threads: the first call of exp, cos or another vector "
-        "function by several threads at once is known to give other numbers now and then, see "
-        "docs/causes.md; whether it did here cannot be told afterwards"
-    )
 
 
 def _add_call(inquiry: _Inquiry) -> None:
     where = inquiry.case.localisation
     if where is not None:
-        inquiry.evidence.append(f"they part at {_call(where)}: {where.differs}")
-
-
-def _call(where: Localisation) -> str:
-    """Say which call, and where it stands."""
-    parts = [where.operation]
-    if where.module:
-        parts.append(f"in {where.module}")
-    place = where.frame or where.library_frame
-    if place:
-        parts.append(f"at {place}")
-    return " ".join(parts)
+        inquiry.evidence.append(f"they part at {call_of(where)}: {where.differs}")

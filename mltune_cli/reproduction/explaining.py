@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from mltune_cli.reproduction.diagnosis import Case, diagnose
+from mltune_cli.reproduction.case import Case
+from mltune_cli.reproduction.diagnosis import diagnose
 from mltune_cli.reproduction.localising import Localising, TracedPair, localise
 from mltune_cli.reproduction.observations import (
     differing_tensors,

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from mltune_cli.errors import NoVerdictError
+from mltune_cli.reproduction.case import Case
 from mltune_cli.reproduction.causes import CAUSES
-from mltune_cli.reproduction.diagnosis import Case, diagnose
+from mltune_cli.reproduction.diagnosis import diagnose
 from mltune_cli.reproduction.report import Diagnosis, FirstDifference, Localisation
 from mltune_cli.witness.record import WitnessRecord
 
