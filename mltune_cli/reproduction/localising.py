@@ -117,8 +117,12 @@ def _made_before(
     """Look where a later optimizer's model was made: perhaps before the first step."""
     found = compare_traces(*run_pair(TraceRequest(0), process).traces, 0)
     # This trace ends with the first step's backward pass, and tells what that one read.
+    # What only Python can have brought there, a drawn name of the run say, need not be it.
     is_why = difference.is_start or (
-        found is not None and found.reaches_training and not _is_older(found)
+        found is not None
+        and found.reaches_training
+        and found.or_at is None
+        and not _is_older(found)
     )
     return found if is_why else None
 

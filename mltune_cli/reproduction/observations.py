@@ -11,6 +11,8 @@ from mltune_cli.witness.record import WitnessRecord
 Pair = tuple[Sequence[WitnessRecord], Sequence[WitnessRecord]]
 # So many rows must have come for each place at which some are left out, to call it that.
 _ROWS_TO_A_GAP = 4
+# So many rows are hardly in order by chance.
+_TELLING = 6
 
 
 def differing_settings(records: Pair) -> Iterator[tuple[str, str, str]]:
@@ -91,8 +93,9 @@ def rows_are_the_same(records: Pair, step: int) -> bool | None:
     # order looks like it.
     if len(gaps) * _ROWS_TO_A_GAP <= len(second):
         return False
-    came_elsewhere = not set(second).isdisjoint(itertools.chain(*gaps))
-    return True if came_elsewhere or len(second) >= _ROWS_TO_A_GAP else None
+    if not set(second).isdisjoint(itertools.chain(*gaps)):  # which came at another place
+        return True
+    return False if len(second) >= _TELLING else None
 
 
 def _gaps(part: Sequence[str], whole: Sequence[str]) -> list[Sequence[str]] | None:

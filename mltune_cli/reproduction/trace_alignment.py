@@ -1,19 +1,20 @@
 """Calls that one of two runs makes alone, before both go on alike."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
-from mltune_cli.reproduction.trace_flow import TraceFlow
+from mltune_cli.reproduction.trace_pair import Pair, differing, inputs_apart, kinds
 from mltune_cli.witness.trace_record import TraceRecord
 
 # Whoever writes a log calls few operations; more, and the runs are on different ways.
 _MOST_ALONE = 64
 # So many calls must follow alike.
 _ALIKE = 8
+_TRAINING_PHASES = ("backward", "optimizer")
 
 
-def is_in_passing(first: Iterable[TraceRecord], second: Iterable[TraceRecord], place: int) -> bool:
-    """Tell whether one run calls something in passing, and trains on nothing that it gave.
+def is_in_passing(first: Iterable[TraceRecord], second: Iterable[TraceRecord]) -> bool:
+    """Tell whether one run calls something in passing, and nothing parts because of it.
 
     What writes a log every few seconds does. A number that Python reads of it may be trained on
     all the same: that is not known then.
@@ -21,15 +22,17 @@ def is_in_passing(first: Iterable[TraceRecord], second: Iterable[TraceRecord], p
     Args:
         first: what one run calls from the first call on that the other one does not make.
         second: what the other one calls.
-        place: of that call in the traces.
     """
     rest = [iter(first), iter(second)]
     ahead = [list(itertools.islice(calls, _MOST_ALONE + _ALIKE)) for calls in rest]
     for which in (0, 1):
-        alone = _calls_alone(ahead[which], ahead[1 - which])
-        if alone is not None:
-            whole = itertools.chain(ahead[which], rest[which])
-            return not _are_trained_on(whole, place, alone)
+        longer, shorter = ahead[which], ahead[1 - which]
+        count = _calls_alone(longer, shorter)
+        if count is not None:
+            alone, after = longer[:count], longer[count:]
+            return not any(map(_trains, alone)) and _goes_on_alike(
+                itertools.chain(after, rest[which]), itertools.chain(shorter, rest[1 - which])
+            )
     return False
 
 
@@ -43,17 +46,22 @@ def _calls_alone(longer: Sequence[TraceRecord], shorter: Sequence[TraceRecord]) 
 
 
 def _kind(call: TraceRecord) -> tuple[object, ...]:
-    shapes = tuple((one.dtype, one.shape) for one in (*call.inputs, *call.outputs))
-    return call.operation, call.phase, call.module, call.node, shapes
+    return call.operation, call.phase, call.module, kinds(call.inputs), kinds(call.outputs)
 
 
-def _are_trained_on(calls: Iterator[TraceRecord], place: int, alone: int) -> bool:
-    flow = TraceFlow()
-    for number, call in enumerate(calls):
-        is_alone = number < alone
-        if is_alone and call.random_state is not None:  # others draw other numbers after it
-            return True
-        flow.add(place + number, call, {place} if is_alone else frozenset())
-        if place in flow.reaching:
-            return True
-    return False
+def _trains(call: TraceRecord) -> bool:
+    # What draws random numbers gives others to all that draw later.
+    return call.phase in _TRAINING_PHASES or call.random_state is not None
+
+
+def _goes_on_alike(longer: Iterable[TraceRecord], shorter: Iterable[TraceRecord]) -> bool:
+    """Tell whether what comes after is alike, up to a call that parts by itself, if one does."""
+    for pair in zip(longer, shorter, strict=False):
+        what = differing(pair)
+        if what is not None:
+            return what == "output" or (what == "input" and _comes_from_outside(pair))
+    return True
+
+
+def _comes_from_outside(pair: Pair) -> bool:
+    return all(tensor.made_by is None for tensor in inputs_apart(pair))

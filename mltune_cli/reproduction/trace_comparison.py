@@ -12,6 +12,15 @@ from mltune_cli.reproduction.report import Differing, Localisation, TensorDiffer
 from mltune_cli.reproduction.tensor_files import raw_tensor, tensor_distance
 from mltune_cli.reproduction.trace_alignment import is_in_passing
 from mltune_cli.reproduction.trace_flow import TraceFlow
+from mltune_cli.reproduction.trace_pair import (
+    Pair,
+    differing,
+    digests,
+    generator,
+    inputs_apart,
+    is_from_outside,
+    kinds,
+)
 from mltune_cli.witness.trace_record import END, UNINITIALISED, TracedTensor, TraceRecord
 
 # Operations whose result comes from where no tensor was: from Python's values, from memory that was
@@ -20,8 +29,6 @@ FROM_OUTSIDE = ("aten.lift_fresh", "aten.empty", "aten.set_")
 _READS_SHAPES = (
     "aten.empty_like", "aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.rand",
 )  # fmt: skip
-# One call, as two traces have it.
-_Pair = tuple[TraceRecord, TraceRecord]
 _NOTHING = TraceRecord("(the step has ended)", "elsewhere", "")
 
 
@@ -87,15 +94,17 @@ class _Parting:
     """A call at which two traces part, other than in consequence of one before."""
 
     place: int
-    pair: _Pair
+    pair: Pair
     differing: Differing
 
-    def draws_from(self, generator: str) -> bool:
-        """Tell whether it draws random numbers, so that all that draws after it draws others."""
-        return any(
-            record.random_state is not None and _generator(record) == generator
-            for record in self.pair
-        )
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers, so that all that draws after it draws others."""
+        return any(record.random_state is not None for record in self.pair)
+
+    def draws_from(self, whose: str) -> bool:
+        """Tell whether it draws those of Python, of NumPy or of torch."""
+        return any(generator(one) == whose for one in self.pair if one.random_state is not None)
 
     @property
     def is_a_result(self) -> bool:
@@ -108,7 +117,7 @@ class _Parting:
     @property
     def is_evident(self) -> bool:
         """Whether it cannot be in consequence of what parted before, where that is not followed."""
-        was_silent = self.differing == "input" and not _is_from_outside(self.pair)
+        was_silent = self.differing == "input" and not is_from_outside(self.pair)
         is_torchs = self.differing == "random state" and self.pair[0].operation.startswith("aten.")
         return self.is_a_result or was_silent or is_torchs
 
@@ -126,30 +135,35 @@ def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisa
     partings: list[_Parting] = []
     flow = TraceFlow()
     through_python: tuple[Set[int], TraceRecord] | None = None
-    pairs = itertools.zip_longest(first.records(), second.records(), fillvalue=_NOTHING)
-    for place, (mine, theirs) in enumerate(pairs):
-        differing = _differing(mine, theirs)
-        reasons = _reasons(differing, (mine, theirs), flow, partings)
-        parts = differing is not None and not reasons
-        if differing in ("argument", "input") and reasons == flow.numbers and reasons:
-            through_python = through_python or (reasons, mine)
-        if differing is not None and parts:
-            partings.append(_Parting(place, (mine, theirs), differing))
-            if differing == "input":
+    for place, pair in enumerate(
+        itertools.zip_longest(first.records(), second.records(), fillvalue=_NOTHING)
+    ):
+        mine, theirs = pair
+        what = differing(pair)
+        reasons = _reasons(what, pair, flow, partings)
+        parts = what is not None and not reasons.places
+        if what is not None and parts:
+            partings.append(_Parting(place, pair, what))
+            if what == "input":
                 # The same memory, read again, is no other parting, whatever came of the first time.
-                flow.follow((one for one, _ in _inputs_apart((mine, theirs))), place)
-        gives_others = not mine.outputs or _digests(mine.outputs) != _digests(theirs.outputs)
-        flow.add(place, mine, {place} if parts else reasons, gives_others=gives_others)
+                flow.follow(inputs_apart(pair), place)
+        elif what is not None and reasons.are_pythons:
+            through_python = through_python or (reasons.places, mine)
+        gives_others = not mine.outputs or digests(mine.outputs) != digests(theirs.outputs)
+        flow.add(
+            place, mine, {place} if parts else reasons.places, reads=inputs_apart(pair),
+            gives_others=gives_others,
+        )  # fmt: skip
         operations.append(mine.operation)
         # After another operation was called, calls have no counterparts.
-        if differing == "operation" or (partings and partings[0].place in flow.reaching):
+        if what == "operation" or (partings and partings[0].place in flow.reaching):
             break
     if not partings:
         return None
     chosen, reaches = partings[0], partings[0].place in flow.reaching
     if chosen.differing == "operation":
         rests = [itertools.islice(one.records(), chosen.place, None) for one in (first, second)]
-        reaches = not is_in_passing(rests[0], rests[1], chosen.place)
+        reaches = not is_in_passing(rests[0], rests[1])
     elif not reaches:
         others = (one for one in partings[1:] if one.is_evident and one.place in flow.reaching)
         chosen = next(others, chosen)
@@ -161,41 +175,35 @@ def compare_traces(first: TraceFiles, second: TraceFiles, step: int) -> Localisa
     return found.model_copy(update={"or_at": _spelled(through_python[1])})
 
 
+@dataclass(frozen=True)
+class _Reasons:
+    """Why a call parts: the calls before because of which it may.
+
+    Attributes:
+        places: of those calls; none where it parts by itself.
+        are_pythons: only Python, which had a number of them, can have made one of the other.
+    """
+
+    places: Set[int] = frozenset()
+    are_pythons: bool = False
+
+
 def _reasons(
-    differing: Differing | None,
-    pair: _Pair,
-    flow: TraceFlow,
-    before: Collection[_Parting],
-) -> Set[int]:
-    """Return the calls before because of which one may part; none where it parts by itself."""
-    if differing in ("argument", "operation"):
-        return flow.numbers
-    if differing == "random state":
-        return {one.place for one in before if one.draws_from(_generator(pair[0]))}
-    if differing == "input":
-        followed = frozenset().union(*(flow.origins(mine) for mine, _ in _inputs_apart(pair)))
-        return flow.numbers if not followed and _is_from_outside(pair) else followed
-    return frozenset()
-
-
-def _inputs_apart(pair: _Pair) -> list[tuple[TracedTensor, TracedTensor]]:
-    """Return the inputs that differ."""
-    return [
-        (mine, theirs)
-        for mine, theirs in zip(pair[0].inputs, pair[1].inputs, strict=False)
-        if mine.digest != theirs.digest
-    ]
-
-
-def _is_from_outside(pair: _Pair) -> bool:
-    """Tell whether an input differs that torch was not seen to make."""
-    return any(mine.made_by is None for mine, _ in _inputs_apart(pair))
-
-
-def _generator(record: TraceRecord) -> str:
-    """Return which random numbers a call draws: of Python, NumPy or torch."""
-    home = record.operation.partition(".")[0]
-    return home if home in ("python", "numpy") else "torch"
+    what: Differing | None, pair: Pair, flow: TraceFlow, before: Collection[_Parting]
+) -> _Reasons:
+    if what in ("argument", "operation"):
+        return _Reasons(flow.numbers, are_pythons=True)
+    if what == "random state":
+        drawing = {one.place: one.draws_from(generator(pair[0])) for one in before if one.draws}
+        own = {place for place, is_own in drawing.items() if is_own}
+        # A seed may be drawn from another generator.
+        return _Reasons(own) if own else _Reasons(drawing.keys(), are_pythons=True)
+    if what == "input":
+        followed = frozenset().union(*map(flow.origins, inputs_apart(pair)))
+        if followed or not is_from_outside(pair):
+            return _Reasons(followed)
+        return _Reasons(flow.numbers, are_pythons=True)
+    return _Reasons()
 
 
 def convicted(trace: TraceFiles, step: int) -> Localisation | None:
@@ -268,29 +276,6 @@ def _first_that_reaches(
     return place, guilty[place], bool(reaching)
 
 
-def _differing(mine: TraceRecord, theirs: TraceRecord) -> Differing | None:
-    """Return what parts first, in the order in which a call comes to be."""
-    if mine.operation != theirs.operation:
-        return "operation"
-    if mine.scalars != theirs.scalars or _kinds(mine.inputs) != _kinds(theirs.inputs):
-        return "argument"
-    if _digests(mine.inputs) != _digests(theirs.inputs):
-        return "input"
-    if mine.random_state != theirs.random_state:
-        return "random state"
-    if _digests(mine.outputs) != _digests(theirs.outputs):
-        return "output"
-    return None
-
-
-def _digests(tensors: tuple[TracedTensor, ...]) -> list[str]:
-    return [tensor.digest for tensor in tensors]
-
-
-def _kinds(tensors: tuple[TracedTensor, ...]) -> list[tuple[str, tuple[int, ...]]]:
-    return [(tensor.dtype, tensor.shape) for tensor in tensors]
-
-
 def _place(record: TraceRecord, number: int, process: str, step: int) -> dict[str, Any]:
     return {
         "step": step,
@@ -313,20 +298,20 @@ def _localisation(
     *,
     reaches_training: bool,
 ) -> Localisation:
-    differing, (mine, theirs) = parting.differing, parting.pair
+    what, (mine, theirs) = parting.differing, parting.pair
     values: tuple[str, str] | None = None
     tensors: list[TensorDifference] = []
     made_by, outside = None, False
-    if differing == "operation":
+    if what == "operation":
         values = (_spelled(mine), _spelled(theirs))
-    elif differing == "argument":
-        has_other_kinds = _kinds(mine.inputs) != _kinds(theirs.inputs)
+    elif what == "argument":
+        has_other_kinds = kinds(mine.inputs) != kinds(theirs.inputs)
         values = (_arguments(mine, has_other_kinds), _arguments(theirs, has_other_kinds))
-    elif differing == "random state":
+    elif what == "random state":
         values = (mine.random_state or "", theirs.random_state or "")
     else:
         lists = (mine.inputs, theirs.inputs)
-        if differing == "output":
+        if what == "output":
             lists = (mine.outputs, theirs.outputs)
         apart = [
             (place, one, other)
@@ -334,11 +319,11 @@ def _localisation(
             if one.digest != other.digest
         ]
         tensors = [
-            _tensor_difference(f"{differing} {place}", one, (one.digest, other.digest), traces)
+            _tensor_difference(f"{what} {place}", one, (one.digest, other.digest), traces)
             for place, one, other in apart
         ]
         makers = [one.made_by for _, one, _ in apart if one.made_by is not None]
-        if makers and differing == "input":
+        if makers and what == "input":
             # All calls before this one were equal, so what its maker gave was the same.
             made_by = operations[makers[0]] if makers[0] >= 0 else "the step before"
             outside = not made_by.startswith(("c10d", "_c10d"))
@@ -346,7 +331,7 @@ def _localisation(
     shown = theirs if mine is _NOTHING else mine
     return Localisation(
         **_place(shown, parting.place, traces[0].process, step),
-        differs=differing,
+        differs=what,
         values=values,
         tensors=tensors,
         reads_uninitialised=any(one.digest == UNINITIALISED for one in mine.inputs),
@@ -357,13 +342,15 @@ def _localisation(
 
 
 def _spelled(record: TraceRecord) -> str:
-    where = f" at {record.frame or record.library_frame}" if record is not _NOTHING else ""
-    return f"{record.operation}{where}"
+    where = record.frame or record.library_frame
+    return f"{record.operation} at {where}" if where else record.operation
 
 
 def _arguments(record: TraceRecord, with_kinds: bool) -> str:
-    kinds = ", ".join(f"{dtype}{list(shape)}" for dtype, shape in _kinds(record.inputs)[:8])
-    return f"{record.scalars} of {kinds}" if with_kinds else record.scalars
+    if not with_kinds:
+        return record.scalars
+    tensors = ", ".join(f"{dtype}{list(shape)}" for dtype, shape in kinds(record.inputs)[:8])
+    return f"{record.scalars} of {tensors}"
 
 
 def _tensor_difference(

@@ -20,7 +20,7 @@ class TraceFlow:
 
     def __init__(self) -> None:
         self._origins: dict[int, frozenset[int]] = {}
-        self._memory: dict[int, frozenset[int]] = {}
+        self._memory: dict[int, set[int]] = {}
         self._numbers: frozenset[int] = frozenset()
         self._reaching: set[int] = set()
         self._begun: frozenset[int] = frozenset()
@@ -43,16 +43,19 @@ class TraceFlow:
         last = self._origins.get(read.made_by) if read.made_by is not None else None
         return last or self._of_memory(read)
 
-    def _of_memory(self, tensor: TracedTensor) -> frozenset[int]:
+    def _of_memory(self, tensor: TracedTensor) -> Set[int]:
         if tensor.memory is None:
             return frozenset()
         return self._memory.get(tensor.memory, frozenset())
 
-    def follow(self, tensors: Iterable[TracedTensor], place: int) -> None:
-        """Take the memory of some tensors, which was written outside torch, as a call's."""
+    def _note_memory(self, tensors: Iterable[TracedTensor], origins: Set[int]) -> None:
         for tensor in tensors:
             if tensor.memory is not None:
-                self._memory[tensor.memory] = self._of_memory(tensor) | {place}
+                self._memory.setdefault(tensor.memory, set()).update(origins)
+
+    def follow(self, tensors: Iterable[TracedTensor], place: int) -> None:
+        """Take the memory of some tensors, which was written outside torch, as a call's."""
+        self._note_memory(tensors, {place})
 
     def add(
         self,
@@ -60,6 +63,7 @@ class TraceFlow:
         record: TraceRecord,
         more: Set[int] = frozenset(),
         *,
+        reads: Iterable[TracedTensor] | None = None,
         gives_others: bool = True,
     ) -> None:
         """Take the next call.
@@ -69,16 +73,17 @@ class TraceFlow:
             record: of the call.
             more: the followed calls that it comes of besides by what it reads; itself, to be
                 followed from here on.
+            reads: those of its inputs that are not the same in two runs; all of them, where that is
+                not known.
             gives_others: what it gives is not the same in two runs, or that is not known.
         """
-        origins = frozenset(more).union(*map(self.origins, record.inputs))
+        others = record.inputs if reads is None else reads
+        origins = frozenset(more).union(*map(self.origins, others))
         self._note_beginning(record, origins)
         if not origins or not gives_others:
             return
         self._origins[place] = origins
-        for written in record.outputs:
-            if written.memory is not None:
-                self._memory[written.memory] = self._of_memory(written) | origins
+        self._note_memory(record.outputs, origins)
         if record.operation.startswith(_GIVES_NUMBERS):
             self._numbers |= origins
         if record.phase in _TRAINING_PHASES:

@@ -12,6 +12,8 @@ from weakref import ref
 
 import torch
 
+_NO_FORWARD = vars(torch.nn.Module)["forward"]
+
 
 @dataclass(frozen=True)
 class NamedModel:
@@ -73,10 +75,12 @@ def find_model(parameters: Iterable[torch.Tensor]) -> NamedModel:
         module, own = held
         # Modules alike stand in the optimizer's order: the collector's is another in each run.
         places = [wanted[id(p)] for _, p in own if id(p) in wanted]
-        # Of two models that share what is trained, the one that has little else is being trained;
-        # the other one may be left of an earlier phase, or be gone.
-        others = len(own) - len(places)
-        return -len(places), others, type(module).__name__, min(places, default=0)
+        # Of two models that share what is trained, the one with no other head is being trained; the
+        # other one may be left of an earlier phase, or be gone. What only lists parameters is none.
+        is_list = _is_list(type(module))
+        others = sum(p.requires_grad for _, p in own) - len(places)
+        first = min(places, default=0)
+        return -len(places), is_list, others, -len(own), type(module).__name__, first
 
     names: dict[int, str] = {}
     frozen = _Named()
@@ -94,6 +98,13 @@ def find_model(parameters: Iterable[torch.Tensor]) -> NamedModel:
             elif not parameter.requires_grad:
                 frozen.add(name, parameter)
     return NamedModel(names, dict(sorted(frozen.tensors.items())), tuple(owners))
+
+
+def _is_list(kind: type[torch.nn.Module]) -> bool:
+    """Tell whether modules of a class compute nothing themselves, as `ParameterList`."""
+    # Not by the attribute: that of TorchScript's classes is only for their instances.
+    own = next(vars(one)["forward"] for one in kind.__mro__ if "forward" in vars(one))
+    return own is _NO_FORWARD
 
 
 def _saved_buffers(module: torch.nn.Module) -> list[str]:

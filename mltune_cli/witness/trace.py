@@ -211,8 +211,10 @@ class OperationTrace(TorchDispatchMode):
         return result
 
     def _note_random_call(self, name: str, state: str) -> None:
-        # When another thread draws, to prefetch rows perhaps, is another time in each run.
-        if os.getpid() != self._pid or threading.get_ident() != self._thread:
+        # Another thread, which prefetches rows perhaps, draws at another time in each run; a
+        # backward pass of ours has the mode in its thread.
+        is_ours = threading.get_ident() == self._thread or _get_current_dispatch_mode() is self
+        if os.getpid() != self._pid or not is_ours:
             return
         site = self.sites.here()
         self._append(

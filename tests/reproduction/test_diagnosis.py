@@ -246,6 +246,8 @@ def test_a_search_for_kernels_is_the_cause_where_runs_agree_without_it(
         ("c", "unknown"),
         ("ca", "data-order"),  # which is a part of two epochs, too
         ("cafbde", "data-order"),
+        ("bdfbdf", "data-content"),  # every second one
+        ("bdf", "unknown"),
     ],
 )
 def test_rows_in_another_order_are_told_from_other_rows(rows: str, cause: str) -> None:

@@ -162,15 +162,47 @@ def test_ones_begin_no_backward_pass_alone(trace: Trace) -> None:
     assert (found.operation, found.reaches_training) == ("my.noisy", True)
 
 
-def test_a_generator_is_moved_by_its_own_draws_alone(trace: Trace) -> None:
+def test_a_seed_that_is_drawn_leads_to_another_generator(trace: Trace) -> None:
+    """Or has nothing to do with it, and both are told."""
+
     def step(run: int) -> list[TraceRecord]:
         return [
-            TraceRecord("python.random.random", "elsewhere", "", random_state=f"p{run}"),
-            call("aten.native_dropout.default", f"d{run}", tensor("x"), random_state=f"s{run}"),
+            TraceRecord("python.random.randint", "elsewhere", "", random_state=f"p{run}"),
+            call("aten.randn.default", f"d{run}", random_state=f"s{run}"),
             call("aten.mul.Tensor", f"g{run}", tensor(f"d{run}", 1), phase=BACKWARD),
         ]
 
-    assert parting(trace, step).operation == "aten.native_dropout.default"
+    found = parting(trace, step)
+    assert (found.operation, found.or_at) == ("python.random.randint", "aten.randn.default")
+
+
+def test_memory_that_is_filled_anew_has_no_past(trace: Trace) -> None:
+    """Nor has a part of it that is the same in both runs."""
+
+    def step(run: int) -> list[TraceRecord]:
+        filled = {"memory": 3}
+        return [
+            replace(_filling(f"time{run}", tensor("0"), **filled), scalars=f"{run}"),
+            _filling("zero", tensor("0"), **filled),
+            call("my.noisy", f"n{run}", tensor("zero", 1, 3)),
+            call("aten.mul.Tensor", f"g{run}", tensor(f"n{run}", 2), phase=BACKWARD),
+        ]
+
+    assert parting(trace, step).operation == "my.noisy"
+
+
+def test_a_logged_loss_is_no_way_around_torch(trace: Trace) -> None:
+    def step(run: int) -> list[TraceRecord]:
+        loss = tensor(f"n{run}", 0)
+        return [
+            call("my.noisy", f"n{run}", tensor("row")),
+            number_of(loss),
+            call("aten.ones_like.default", "1", loss),
+            call("aten.mul.Tensor", f"g{run}", loss, phase=BACKWARD),
+        ]
+
+    found = parting(trace, step)
+    assert (found.operation, found.or_at) == ("my.noisy", None)
 
 
 def test_what_python_may_have_made_of_a_number_is_told_beside_it(trace: Trace) -> None:
@@ -222,6 +254,25 @@ def test_a_call_in_passing_is_not_why_training_parts(trace: Trace, is_first_long
     assert found(used=True).reaches_training
     assert found(phase="optimizer").reaches_training
     assert found(random_state="s").reaches_training
+
+
+@pytest.mark.parametrize("is_view", [False, True])
+def test_a_view_that_one_run_takes_is_another_branch(trace: Trace, is_view: bool) -> None:
+    """It moves nothing, so what it gives is followed by what parts after it."""
+
+    def step(run: int) -> list[TraceRecord]:
+        alone = [TraceRecord("aten.t.default", "forward", "")] if is_view and run == 2 else []
+        seen = f"h{run}" if is_view else "h"
+        read = tensor(seen, 0)
+        return [
+            call("aten.mm.default", "h", tensor("w", -1)),
+            *alone,
+            *([] if is_view or run == 1 else [number_of(tensor("h", 0))]),
+            *(call("aten.tanh.default", f"t of {seen}", read) for _ in range(9)),
+            call("my.noisy", f"n{run}", tensor("row"), phase=BACKWARD),
+        ]
+
+    assert parting(trace, step).reaches_training is is_view
 
 
 def test_another_branch_is_no_call_in_passing(trace: Trace) -> None:

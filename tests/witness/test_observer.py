@@ -17,6 +17,7 @@ from mltune_cli.reproduction.report import FirstDifference
 from mltune_cli.reproduction.trace_comparison import TraceFiles
 from mltune_cli.witness.api import witness
 from mltune_cli.witness.hf import WitnessCallback
+from mltune_cli.witness.naming import find_model
 from mltune_cli.witness.observer import Observer
 from mltune_cli.witness.record import WitnessRecord
 from mltune_cli.witness.seeding import SeedWatch
@@ -504,6 +505,9 @@ class Holder(torch.nn.Module):
         for name, module in held.items():
             setattr(self, name, module)
 
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
 
 def test_what_else_holds_a_parameter_does_not_show(tmp_path: Path) -> None:
     """A resumed process may have no more use for the model of an earlier phase."""
@@ -526,3 +530,16 @@ def test_what_else_holds_a_parameter_does_not_show(tmp_path: Path) -> None:
     ]
     assert digests[0] == digests[1]
     assert None not in digests[0][-1]
+
+
+@pytest.mark.parametrize("kind", [torch.nn.ParameterList, torch.nn.ModuleList])
+def test_what_lists_the_trained_parameters_is_not_the_model(kind: Any) -> None:
+    backbone = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    backbone.requires_grad_(requires_grad=False)
+    head = torch.nn.Linear(2, 2)
+    model = Holder(backbone=backbone, head=head)
+    listed = kind(head.parameters() if kind is torch.nn.ParameterList else [head])
+    found = find_model(listed.parameters())
+    assert set(found.names.values()) == {"head.weight", "head.bias"}
+    assert len(found.frozen) == len(list(backbone.parameters()))
+    assert len(found.buffers()) == len(dict(model.named_buffers()))
