@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Sequence
 
+from mltune_cli.reproduction.trace_flow import TRAINING_PHASES
 from mltune_cli.reproduction.trace_pair import Pair, differing, inputs_apart, kinds
 from mltune_cli.witness.trace_record import TraceRecord
 
@@ -10,7 +11,6 @@ from mltune_cli.witness.trace_record import TraceRecord
 _MOST_ALONE = 64
 # So many calls must follow alike.
 _ALIKE = 8
-_TRAINING_PHASES = ("backward", "optimizer")
 
 
 def is_in_passing(first: Iterable[TraceRecord], second: Iterable[TraceRecord]) -> bool:
@@ -51,7 +51,7 @@ def _kind(call: TraceRecord) -> tuple[object, ...]:
 
 def _trains(call: TraceRecord) -> bool:
     # What draws random numbers gives others to all that draw later.
-    return call.phase in _TRAINING_PHASES or call.random_state is not None
+    return call.phase in TRAINING_PHASES or call.random_state is not None
 
 
 def _goes_on_alike(longer: Iterable[TraceRecord], shorter: Iterable[TraceRecord]) -> bool:

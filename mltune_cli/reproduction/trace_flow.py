@@ -8,7 +8,7 @@ from mltune_cli.witness.trace_record import TracedTensor, TraceRecord
 _BEGINS_BACKWARD = "aten.ones_like"
 # Python gets numbers, and whatever it does with them is not seen.
 _GIVES_NUMBERS = ("aten._local_scalar_dense", "python.random.", "numpy.random.")
-_TRAINING_PHASES = ("backward", "optimizer")
+TRAINING_PHASES = ("backward", "optimizer")
 
 
 class TraceFlow:
@@ -86,7 +86,7 @@ class TraceFlow:
         self._note_memory(record.outputs, origins)
         if record.operation.startswith(_GIVES_NUMBERS):
             self._numbers |= origins
-        if record.phase in _TRAINING_PHASES:
+        if record.phase in TRAINING_PHASES:
             self._reaching |= origins
 
     def _note_beginning(self, record: TraceRecord, origins: frozenset[int]) -> None:
